@@ -1,0 +1,46 @@
+# Everything a newcomer, a developer and CI run. `make setup` needs Python 3.11 or 3.12 and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := --extra pipelines --extra training --extra serving --group dev
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --quiet
+
+.PHONY: setup demo test test-gpu check format lock clean
+
+setup: .venv/.complete ## environment with every dependency, pinned and hash-checked
+
+.venv/.complete: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup ## raw videos to a served clip, on the CPU, offline; ends in demo/index.html
+	$(BIN)/python tests/e2e/demo.py --out demo
+
+test: setup ## every test that needs no GPU and no network
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+test-gpu: setup ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: setup ## format, lint, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports
+
+format: setup ## rewrites files to the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolves the dependencies anew (needs an environment with uv: make setup)
+	$(COMPILE) $(EXTRAS) -o requirements.lock
+	$(foreach x,pipelines training serving,$(COMPILE) --extra $(x) -c requirements.lock -o infra/docker/requirements-$(x).lock;)
+	$(BIN)/uv pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet \
+		--extra pipelines --extra llm --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		-o infra/docker/requirements-llm.lock
+
+clean: ## what the demo and the tests leave behind
+	rm -rf demo .pytest_cache .ruff_cache
