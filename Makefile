@@ -38,6 +38,9 @@ format: setup ## rewrites files to the house's format
 lock: ## resolves the dependencies anew (needs an environment with uv: make setup)
 	$(COMPILE) $(EXTRAS) -o requirements.lock
 	$(foreach x,pipelines training serving,$(COMPILE) --extra $(x) -c requirements.lock -o infra/docker/requirements-$(x).lock;)
+	$(BIN)/uv pip compile infra/docker/mlflow.in --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-header --quiet -c requirements.lock \
+		-o infra/docker/requirements-mlflow.lock
 	$(BIN)/uv pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet \
 		--extra pipelines --extra llm --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		-o infra/docker/requirements-llm.lock
