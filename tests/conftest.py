@@ -32,3 +32,11 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole DynamiCtrl folder (1.5-shaped, PadaLN) of tiny random weights: real classes, random pictures."""
+    from dynamictrl.mini.tiny import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))

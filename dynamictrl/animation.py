@@ -1,0 +1,343 @@
+"""From a reference image, a pose video and a prompt to a clip: the diffusers pipeline."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DiffusionPipeline,
+)
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dynamictrl import conditioning, weights
+from dynamictrl import latents as latent_space
+from dynamictrl.errors import CheckpointError, InputError
+from dynamictrl.geometry import check_num_frames, check_size, consecutive_indices, cover_crop, latent_frames
+from dynamictrl.objective import ofs_for
+from dynamictrl.positions import rotary_positions
+from dynamictrl.transformer import DynamiCtrlTransformer3DModel
+
+PoseVideo = NDArray[np.uint8] | Tensor | Sequence[Image.Image]
+StepCallback = Callable[["DynamiCtrlPipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor]]
+
+
+@dataclass
+class DynamiCtrlPipelineOutput(BaseOutput):
+    """The clips: one list of PIL images per clip ("pil"), or an array [clips, frames, height, width, 3] in [0, 1]
+    ("np"), a tensor [clips, frames, 3, height, width] ("pt"), scaled latents BFCHW without padding ("latent")."""
+
+    frames: Any
+
+
+class DynamiCtrlPipeline(DiffusionPipeline):
+    """Animates the person of a reference image with the poses of a driving video.
+
+    `pose_encoder`, where present, turns pose pixels BCFHW into the latents that the transformer was trained with (the
+    paper's expert-encoder ablation); without it the shared VAE does. `image_latent_rule` is saved with the folder, so
+    that a model is run as it was trained (`latents.ImageLatentRule`).
+    """
+
+    _optional_components = ["pose_encoder"]
+    model_cpu_offload_seq = "text_encoder->pose_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: PreTrainedModel,
+        vae: AutoencoderKLCogVideoX,
+        transformer: DynamiCtrlTransformer3DModel,
+        scheduler: CogVideoXDPMScheduler | CogVideoXDDIMScheduler,
+        pose_encoder: torch.nn.Module | None = None,
+        image_latent_rule: str = "base",
+    ):
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            transformer=transformer,
+            scheduler=scheduler,
+            pose_encoder=pose_encoder,
+        )
+        self.register_to_config(image_latent_rule=image_latent_rule)
+        self.video_processor = VideoProcessor(vae_scale_factor=8)
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any):  # noqa: ANN401
+        """Loads a model folder, a hub id, or one of the mini family (`mini/NAME`); CheckpointError if it cannot be had.
+
+        A hub id is resolved to a local folder first: diffusers takes classes from outside its own package from local
+        folders only. A transformer under its published class name is loaded as ours, strictly.
+        """
+        folder = weights.resolve(os.fspath(pretrained_model_name_or_path), ["model_index.json"])
+        index = json.loads((folder / "model_index.json").read_text())
+        if "transformer" not in index:
+            raise CheckpointError(f"{folder} holds a {index.get('_class_name')}, which has no transformer")
+        if "transformer" not in kwargs and index["transformer"] != list(_OUR_TRANSFORMER):
+            dtype = {key: kwargs[key] for key in ("torch_dtype", "variant") if key in kwargs}
+            kwargs["transformer"] = DynamiCtrlTransformer3DModel.from_pretrained(folder / "transformer", **dtype)
+        return super().from_pretrained(folder, **kwargs)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to stop denoising after that step."""
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str],
+        height: int,
+        width: int,
+        num_frames: int,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Refuses what cannot be rendered before any weight is touched; InputError names the value and the way out."""
+        check_size(height, width)
+        check_num_frames(num_frames)
+        if isinstance(generator, (list, tuple)):
+            raise InputError("one generator serves a call; for several seeds call once per seed", param="generator")
+        if not isinstance(negative_prompt, str) and (isinstance(prompt, str) or len(negative_prompt) != len(prompt)):
+            raise InputError("give one negative prompt for all, or a list with one for each prompt in a list")
+        steps = self.scheduler.config["num_train_timesteps"]
+        if not 1 <= num_inference_steps <= steps:
+            raise InputError(
+                f"num_inference_steps is {num_inference_steps}; it must lie in 1 to {steps}",
+                param="num_inference_steps",
+            )
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise InputError(f"callbacks can be given {self._callback_tensor_inputs}, not {sorted(unknown)}")
+
+    def encode_prompt(
+        self, prompt: Sequence[str], negative_prompt: Sequence[str], guided: bool, copies: int = 1
+    ) -> Tensor:
+        """Embeddings [B * copies, tokens, width]; when guided, the negative ones come first and double the batch."""
+        length = self.transformer.config["max_text_seq_length"]
+        texts = [*negative_prompt, *prompt] if guided else list(prompt)
+        device = self._execution_device
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        embeds = self.text_encoder(tokens.to(device))[0].to(self.transformer.dtype)
+        return embeds.repeat_interleave(copies, dim=0)
+
+    def prepare_latents(
+        self,
+        image: Image.Image,
+        pose_frames: NDArray[np.uint8],
+        clips: int,
+        generator: torch.Generator | None,
+        latents: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Initial noise (float32), image latents and pose latents, each BFCHW and padded for the base.
+
+        `pose_frames` is uint8 [F, H, W, 3] in the size to render. Draws in this order: image, pose, noise.
+        """
+        device = self._execution_device
+        frames, height, width = pose_frames.shape[:3]
+        count = latent_frames(frames)
+        fitted = np.asarray(cover_crop(image.convert("RGB"), height, width))
+        image_pixels = conditioning.to_pixels(fitted[None])[:, :, 0].to(device)
+        image_latents = conditioning.reference_latents(
+            self.vae, image_pixels, count, generator=generator, rule=self.config["image_latent_rule"]
+        )
+        pose_latents = self._encode_pose(conditioning.to_pixels(pose_frames).to(device), generator)
+        patch_size_t = self.transformer.config["patch_size_t"]
+        padded = [latent_space.pad_front(x, patch_size_t) for x in (image_latents, pose_latents)]
+        image_latents, pose_latents = (x.to(self.transformer.dtype).repeat(clips, 1, 1, 1, 1) for x in padded)
+        if latents is None:
+            latents = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != image_latents.shape:
+            raise InputError(
+                f"latents has shape {tuple(latents.shape)}; this call needs {tuple(image_latents.shape)}",
+                param="latents",
+            )
+        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma, image_latents, pose_latents
+
+    def _encode_pose(self, pixels_BCFHW: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.pose_encoder is not None:
+            return self.pose_encoder(pixels_BCFHW.to(self.transformer.dtype))
+        return latent_space.encode(self.vae, pixels_BCFHW, generator=generator)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image,
+        pose_video: PoseVideo,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> DynamiCtrlPipelineOutput | tuple[Any]:
+        """One clip per prompt and copy, of exactly `num_frames` frames.
+
+        `image` is fitted to height x width by a centred crop. `pose_video` is the drawn poses, uint8 [F, H, W, 3] or
+        PIL images; its first `num_frames` are used, and it gives the size and the count where none is asked for.
+        Guidance (classifier-free, above 1) is on the text alone: image and pose are in both halves. Raises InputError
+        for sizes that are no multiple of 16, counts other than 4k + 1, and too few poses.
+        """
+        pose_frames = as_frames(pose_video)
+        height, width = height or pose_frames.shape[1], width or pose_frames.shape[2]
+        num_frames = num_frames or len(pose_frames)
+        self.check_inputs(
+            prompt,
+            negative_prompt,
+            height,
+            width,
+            num_frames,
+            num_inference_steps,
+            generator,
+            callback_on_step_end_tensor_inputs,
+        )
+        pose_frames = pose_frames[consecutive_indices(len(pose_frames), num_frames)]
+        pose_frames = np.asarray(cover_crop(pose_frames, height, width))
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        clips = len(prompts) * num_videos_per_prompt
+
+        self._interrupt = False
+        try:
+            prompt_embeds = self.encode_prompt(prompts, negatives, guidance_scale > 1, num_videos_per_prompt)
+            latents, image_latents, pose_latents = self.prepare_latents(image, pose_frames, clips, generator, latents)
+            latents = self._denoise(
+                latents,
+                image_latents,
+                pose_latents,
+                prompt_embeds,
+                num_inference_steps,
+                guidance_scale,
+                generator,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+                attention_kwargs,
+            )
+            if output_type == "latent":
+                frames = latents[:, -latent_frames(num_frames) :]
+            else:
+                pixels = latent_space.decode(self.vae, latents, num_frames)
+                frames = self.video_processor.postprocess_video(pixels, output_type=output_type)
+        finally:
+            self.maybe_free_model_hooks()
+        return DynamiCtrlPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _denoise(
+        self,
+        latents: Tensor,
+        image_latents: Tensor,
+        pose_latents: Tensor,
+        prompt_embeds: Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: torch.Generator | None,
+        callback: StepCallback | None,
+        callback_tensors: Sequence[str],
+        attention_kwargs: dict[str, Any] | None,
+    ) -> Tensor:
+        """From noise to clean latents; the steps' arithmetic is float32, the transformer's its own."""
+        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        halves = 2 if guidance_scale > 1 else 1
+        config = self.transformer.config
+        fixed = {
+            "control_hidden_states": torch.cat([pose_latents] * halves),
+            "ofs": ofs_for(config, latents.device),
+            "image_rotary_emb": rotary_positions(config, latents.shape[1], *latents.shape[3:], device=latents.device),
+            "attention_kwargs": attention_kwargs,
+            "return_dict": False,
+        }
+        previous_clean = None
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for i, timestep in enumerate(timesteps):
+                joined = torch.cat([latents.to(image_latents.dtype), image_latents], dim=2)
+                with self.transformer.cache_context("cond_uncond"):
+                    v = self.transformer(
+                        hidden_states=torch.cat([joined] * halves),
+                        encoder_hidden_states=prompt_embeds,
+                        timestep=timestep.expand(len(joined) * halves),
+                        **fixed,
+                    )[0].float()
+                if halves == 2:
+                    v_without, v_with = v.chunk(2)
+                    v = v_without + guidance_scale * (v_with - v_without)
+                latents, previous_clean = self._step(v, i, timesteps, latents, previous_clean, generator)
+                if callback is not None:
+                    known = {"latents": latents, "prompt_embeds": prompt_embeds}
+                    changed = callback(self, i, timestep, {name: known[name] for name in callback_tensors}) or {}
+                    latents = changed.get("latents", latents)
+                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+                progress.update()
+                if self._interrupt:
+                    break
+        return latents
+
+    def _step(
+        self,
+        v: Tensor,
+        i: int,
+        timesteps: Tensor,
+        latents: Tensor,
+        previous_clean: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(self.scheduler, CogVideoXDPMScheduler):
+            return self.scheduler.step(v, timesteps[i], latents, return_dict=False)[0].float(), None
+        before = timesteps[i - 1] if i > 0 else None
+        stepped, clean = self.scheduler.step(
+            v,
+            previous_clean,  # pyright: ignore[reportArgumentType] - None on the first step
+            timesteps[i],  # pyright: ignore[reportArgumentType]
+            before,  # pyright: ignore[reportArgumentType]
+            latents,
+            generator=generator,
+            return_dict=False,
+        )
+        return stepped.float(), clean
+
+
+_OUR_TRANSFORMER = ("dynamictrl.transformer", "DynamiCtrlTransformer3DModel")
+
+
+def as_frames(pose_video: PoseVideo) -> NDArray[np.uint8]:
+    """A pose video in any of its forms as uint8 [F, H, W, 3]; InputError (code "bad_pose_video") for others."""
+    if isinstance(pose_video, Tensor):
+        pose_video = pose_video.detach().cpu().numpy()
+    elif not isinstance(pose_video, np.ndarray):
+        pose_video = np.stack([np.asarray(picture.convert("RGB")) for picture in pose_video])
+    if pose_video.dtype != np.uint8 or pose_video.ndim != 4 or pose_video.shape[3] != 3:
+        raise InputError(
+            f"pose_video is {pose_video.dtype} {list(pose_video.shape)}; it must be uint8 [frames, height, width, 3] "
+            f"(or a list of PIL images)",
+            code="bad_pose_video",
+            param="pose_video",
+        )
+    return pose_video
