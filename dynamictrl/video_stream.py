@@ -1,0 +1,302 @@
+"""One open video stream: its frames in order with their times, and a true reason when there are none.
+
+The layer under `dynamictrl.video`, whose table lists the reasons. Containers are opened by content, never by name:
+a file handle without a name is all FFmpeg sees, so names beginning with a dash, false extensions and playlists that
+point elsewhere have no power.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image
+
+from dynamictrl.errors import MediaError
+from dynamictrl.video_pixels import MAX_FRAME_PIXELS, Look
+
+logger = logging.getLogger(__name__)
+
+VideoSource = Path | bytes
+
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,asf,ogg,"
+    "mxf,rm,nut,yuv4mpegpipe,dv,mp3,wav,flac,aac,amr,caf,w64,aiff"
+)
+"""Demuxers that read what they are given and open nothing else (no playlists, concatenations or devices)."""
+
+_DECODER_THREADS = 2
+_SEEK_FROM = 1.0
+"""Seconds; nearer starts are reached by decoding."""
+
+
+class _Nameless:
+    """A file as FFmpeg needs it, without the name by which it would guess a format or open files itself."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+class FrameStream:
+    """The main video stream of a file or of bytes; a context manager. Raises MediaError on opening."""
+
+    def __init__(self, source: VideoSource):
+        source = Path(source) if isinstance(source, str) else source
+        self._label = f"{len(source)} bytes" if isinstance(source, bytes) else source.name
+        self._file = self._open_file(source)
+        try:
+            self._container = self._open_container()
+            self._stream = self._choose_stream()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> FrameStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._container.close()
+        self._file.close()
+
+    def _error(self, code: str, message: str) -> MediaError:
+        return MediaError(f"{self._label}: {message}", code=code)
+
+    def _open_file(self, source: VideoSource) -> BinaryIO:
+        if isinstance(source, bytes):
+            size, file = len(source), io.BytesIO(source)
+        else:
+            if not source.exists():
+                raise self._error("not_found", f"no such file ({source})")
+            if not source.is_file():
+                raise self._error("unreadable", "is no regular file")
+            try:
+                size, file = source.stat().st_size, source.open("rb")
+            except OSError as error:
+                raise self._error("unreadable", f"cannot be opened: {error.strerror}") from error
+        if size == 0:
+            file.close()
+            raise self._error("empty_file", "is empty (0 bytes)")
+        return file
+
+    def _open_container(self) -> InputContainer:
+        self._file.seek(0)
+        try:
+            # Metadata may be in any encoding, or none.
+            container = av.open(
+                _Nameless(self._file),
+                metadata_errors="replace",
+                buffer_size=1 << 18,
+                container_options={"format_whitelist": _CONTAINERS},
+            )
+            assert isinstance(container, InputContainer)
+            return container
+        except (av.error.FFmpegError, ValueError, EOFError) as error:
+            if kind := _still_image(self._file):
+                raise self._error("still_image", f"is a {kind} picture; a video is needed") from error
+            raise self._error("not_media", f"is no video that can be opened ({_words(error)})") from error
+
+    def _choose_stream(self) -> VideoStream:
+        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not any(stream.type in ("video", "audio", "subtitle") for stream in self._container.streams):
+            raise self._error("not_media", "holds nothing to show or hear: its header is cut off")
+        if not streams:
+            raise self._error("no_video_stream", "holds no moving pictures")
+        context = streams[0].codec_context
+        if context is None:
+            raise self._error("unsupported_codec", "is in a format that this FFmpeg cannot decode; convert it to H.264")
+        self._check_size(context.width, context.height)
+        context.thread_type = "AUTO"
+        context.thread_count = _DECODER_THREADS
+        return streams[0]
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_FRAME_PIXELS:
+            raise self._error("too_large", f"frames are {width}x{height}; at most {MAX_FRAME_PIXELS} pixels are read")
+
+    # What the header says.
+
+    @property
+    def codec(self) -> str:
+        return self._stream.codec_context.name
+
+    @property
+    def has_audio(self) -> bool:
+        return bool(self._container.streams.audio)
+
+    @property
+    def header_frames(self) -> int:
+        return self._stream.frames
+
+    @property
+    def header_fps(self) -> float:
+        return float(self._stream.average_rate or self._stream.guessed_rate or 0)
+
+    @property
+    def header_duration(self) -> float:
+        """Seconds, of the stream where it states them, else of the file; 0 where nothing does."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        if tag := self._stream.metadata.get("DURATION"):
+            return _clock_seconds(tag)
+        return self._file_duration
+
+    def look(self, frame: VideoFrame, max_pixels: int | None) -> Look:
+        """How this stream's frames are shown, decided by one of them."""
+        look = Look.of(frame, float(self._stream.sample_aspect_ratio or 1), max_pixels)
+        self._check_size(look.width, look.height)
+        return look
+
+    # Frames.
+
+    def timed_frames(self, start: float, end: float | None, *, partial: bool) -> Iterator[tuple[float, VideoFrame]]:
+        """Yields (seconds since the first frame, frame) for `start` <= seconds < `end`, in order of showing."""
+        if start > _SEEK_FROM:
+            timed = self._sought(start, partial)
+        else:
+            timed = self._from_the_beginning(partial)
+        found = False
+        for time, frame in timed:
+            if end is not None and time >= end - 1e-6:
+                break
+            if time >= start - 1e-6:
+                found = True
+                yield time, frame
+        if not found:
+            raise self._error("no_such_span", f"has no frame from {start:g} s" + (f" to {end:g} s" if end else " on"))
+
+    def _from_the_beginning(self, partial: bool) -> Iterator[tuple[float, VideoFrame]]:
+        origin, last = None, 0.0
+        for time, frame in self._clocked(self.frames(partial=partial)):
+            origin = time if origin is None else origin
+            last = time - origin
+            yield last, frame
+        if not partial:
+            self._check_complete(last)
+
+    def _sought(self, start: float, partial: bool) -> Iterator[tuple[float, VideoFrame]]:
+        """As `_from_the_beginning`, but from the last key frame before `start` where the file can do that."""
+        origin, _ = next(self._clocked(self.frames(partial=True)))
+        time_base = self._time_base
+        timed, first = iter(()), None
+        try:
+            self._container.seek(int((origin + start) / time_base), stream=self._stream)
+            timed = self._clocked(self.frames(partial=partial))
+            first = next(timed, None)
+        except (av.error.FFmpegError, MediaError):
+            logger.debug("%s cannot seek; decoding from its beginning", self._label)
+        if first is None or first[0] - origin > start:
+            self._reopen()
+            yield from self._from_the_beginning(partial)
+            return
+        last = first[0] - origin
+        yield last, first[1]
+        for time, frame in timed:
+            last = time - origin
+            yield last, frame
+        if not partial:
+            self._check_complete(last)
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._container = self._open_container()
+        self._stream = self._choose_stream()
+
+    def frames(self, *, partial: bool) -> Iterator[VideoFrame]:
+        """Yields decoded frames from where the container stands; damage ends them or raises (see `iter_frames`)."""
+        count, damage = 0, None
+        packets = self._container.demux(self._stream)
+        while damage is None or count == 0:
+            # A recording may begin in the middle of a group of pictures, so damage before any frame is passed over.
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                decoded, damage = packet.decode(), None
+            except (av.error.FFmpegError, EOFError) as error:
+                decoded, damage = (self._in_flight() if count else []), error
+            for frame in decoded:
+                count += 1
+                yield frame
+        self._settle(count, damage, partial)
+
+    def _in_flight(self) -> list[VideoFrame]:
+        """Frames that decoder threads had finished when a later packet failed."""
+        try:
+            return [frame for frame in self._stream.codec_context.decode(None) if not frame.is_corrupt]
+        except (av.error.FFmpegError, EOFError):
+            return []
+
+    def _settle(self, count: int, damage: Exception | None, partial: bool) -> None:
+        why = f" ({_words(damage)})" if damage else ""
+        if count == 0:
+            promised = f" of the {self.header_frames} it promises" if self.header_frames else ""
+            raise self._error("no_frames", f"not one frame{promised} can be decoded{why}")
+        if damage is None:
+            return
+        if not partial:
+            raise self._error("decode_error", f"is damaged after {count} good frames{why}; partial=True keeps those")
+        logger.warning("%s is damaged after %d good frames%s; the rest is left out", self._label, count, why)
+
+    def _clocked(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
+        """Adds each frame's time by its own clock in seconds, always increasing."""
+        step = 1 / (self.header_fps or 25.0)
+        last: float | None = None
+        for frame in frames:
+            # Not `frame.time`: frames drained after damage carry no time base of their own.
+            time = None if frame.pts is None else float(frame.pts * self._time_base)
+            if time is None or (last is not None and time <= last):
+                time = 0.0 if last is None else last + step
+            last = time
+            yield time, frame
+
+    def _check_complete(self, last: float) -> None:
+        """Some containers end early without a word (half a Matroska file): compare with the stated length."""
+        stated = [seconds for seconds in (self.header_duration, self._file_duration) if seconds > 0]
+        covered = last + 1 / (self.header_fps or 25.0)
+        if stated and min(stated) - covered > max(1.0, 0.1 * min(stated)):
+            raise self._error(
+                "truncated",
+                f"ends after {covered:.2f} s of the {min(stated):.2f} s it states; partial=True keeps those",
+            )
+
+    @property
+    def _time_base(self) -> Fraction:
+        assert self._stream.time_base, "FFmpeg gives every stream a clock"
+        return self._stream.time_base
+
+    @property
+    def _file_duration(self) -> float:
+        return (self._container.duration or 0) / av.time_base
+
+
+def _still_image(file: BinaryIO) -> str | None:
+    """The picture format a file holds, None where it is none."""
+    file.seek(0)
+    try:
+        with Image.open(file) as image:
+            return image.format
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _clock_seconds(clock: str) -> float:
+    """Matroska's "00:01:02.500000000" as seconds; 0 where it is written otherwise."""
+    try:
+        hours, minutes, seconds = clock.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return 0.0
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
