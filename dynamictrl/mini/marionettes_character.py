@@ -122,7 +122,7 @@ def draw_character(rng: np.random.Generator) -> Character:
         height=float(rng.uniform(0.9, 1.04)),
         build=float(0.88 + 0.3 * slim),
         shoulder=float(rng.uniform(0.108, 0.132)),
-        hip=float(rng.uniform(0.066, 0.078)),
+        hip=float(rng.uniform(0.058, 0.070)),
         head=float(rng.uniform(1.04, 1.24)),
         leg=float(rng.uniform(0.94, 1.05)),
     )

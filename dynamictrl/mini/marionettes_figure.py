@@ -63,8 +63,8 @@ def _trunk(who: Character, body: Body, view: View) -> list[Part]:
     shoulder = who.shoulder
     hem = -0.045 if who.top in ("jumper", "t-shirt") else -0.02
     sections = [
-        (j["pelvis"] + body.turns["root"][:, :, 1] * hem, "root", (who.hip + 0.036 * build, 0.062 * build)),
-        (j["pelvis"] + body.turns["root"][:, :, 1] * 0.03, "root", (who.hip + 0.022 * build, 0.058 * build)),
+        (j["pelvis"] + body.turns["root"][:, :, 1] * hem, "root", (who.hip + 0.042 * build, 0.062 * build)),
+        (j["pelvis"] + body.turns["root"][:, :, 1] * 0.03, "root", (who.hip + 0.030 * build, 0.058 * build)),
         (j["waist"], "chest", (0.078 * build, 0.055 * build)),
         (between(j["waist"], j["collar"], 0.55), "chest", (shoulder - 0.012, 0.066 * build)),
         (j["collar"] - 0.012 * up, "chest", (shoulder + 0.014, 0.056 * build)),
@@ -160,7 +160,7 @@ def _skirt(who: Character, body: Body, view: View, colour: Colour) -> Part:
     spots = np.take_along_axis(spots, order, axis=1)
     flare = (0.088 * build * view.scale_F)[:, None] * np.array([1.0, 0.0])
     waist = _section(
-        body, view, j["pelvis"] + 0.055 * body.turns["root"][:, :, 1], "root", (0.085 * build, 0.06 * build)
+        body, view, j["pelvis"] + 0.055 * body.turns["root"][:, :, 1], "root", (who.hip + 0.036 * build, 0.06 * build)
     )
     waist = np.take_along_axis(waist, waist[..., 0].argsort(axis=1)[..., None].repeat(2, axis=2), axis=1)
     low = np.stack([spots[:, 1] + flare, spots.mean(axis=1), spots[:, 0] - flare], axis=1)
@@ -180,7 +180,7 @@ def _leg(who: Character, body: Body, view: View, side: str) -> list[Part]:
     covered = who.bottom == "trousers"
     upper = cloth if covered else who.skin
     wide = 1.06 if covered else 1.0
-    radii = (0.060 * build * wide, 0.043 * build * wide, 0.026 * build * (1.25 if covered else 1.0))
+    radii = (0.055 * build * wide, 0.043 * build * wide, 0.026 * build * (1.25 if covered else 1.0))
     thigh = limb(view, between(hip, knee, 0.06), knee, radii[:2], upper)
     shin = limb(view, knee, ankle, radii[1:], upper)
     shin = _joined(view, shin, knee, hip, radii[1], upper)
@@ -195,7 +195,7 @@ def _leg(who: Character, body: Body, view: View, side: str) -> list[Part]:
     if who.bottom == "shorts":
         end = between(hip, knee, 0.62)
         parts.append(
-            Part(f"trousers_{side}", thigh_F + 2e-3, limb(view, hip, end, (0.064 * build, 0.058 * build), cloth))
+            Part(f"trousers_{side}", thigh_F + 2e-3, limb(view, hip, end, (0.060 * build, 0.057 * build), cloth))
         )
     return parts
 

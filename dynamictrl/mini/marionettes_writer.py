@@ -12,6 +12,7 @@ import numpy as np
 
 from dynamictrl.errors import ConfigError
 from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
+from dynamictrl.video import write_video
 
 if TYPE_CHECKING:
     from dynamictrl.mini.marionettes import MarionetteClip
@@ -49,7 +50,7 @@ def _write_one(path: Path, seed: int, index: int) -> Path:
     height, width = SIZES[(index + int(np.random.default_rng(seed).integers(len(SIZES)))) % len(SIZES)]
     fps = int(rng.choice(RATES))
     shots = [_shot(rng, height, width, fps) for _ in range(int(rng.integers(1, 4)))]
-    _write_video(path, np.concatenate([shot.frames for shot in shots]), fps)
+    write_video(path, np.concatenate([shot.frames for shot in shots]), fps)
     path.with_suffix(".truth.npz").write_bytes(_truth(shots))
     path.with_suffix(".json").write_text(json.dumps(_side_car(shots, seed, fps), indent=2) + "\n", encoding="utf-8")
     return path
@@ -98,18 +99,3 @@ def _truth(shots: list[MarionetteClip]) -> bytes:
         clothes=np.concatenate([s.clothes for s in shots]),
     )
     return buffer.getvalue()
-
-
-def _write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    import av
-
-    partial = path.with_suffix(".partial.mp4")
-    with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    partial.replace(path)
