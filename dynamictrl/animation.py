@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from dynamictrl.objective import ofs_for
 from dynamictrl.positions import rotary_positions
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
 
-PoseVideo = NDArray[np.uint8] | Tensor | Sequence[Image.Image]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 StepCallback = Callable[["DynamiCtrlPipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -84,10 +85,8 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         A hub id is resolved to a local folder first: diffusers takes classes from outside its own package from local
         folders only. A transformer under its published class name is loaded as ours, strictly.
         """
-        folder = weights.resolve(os.fspath(pretrained_model_name_or_path), ["model_index.json"])
-        index = json.loads((folder / "model_index.json").read_text())
-        if "transformer" not in index:
-            raise CheckpointError(f"{folder} holds a {index.get('_class_name')}, which has no transformer")
+        folder = weights.resolve(os.fspath(pretrained_model_name_or_path))
+        index = _read_index(folder)
         if "transformer" not in kwargs and index["transformer"] != list(_OUR_TRANSFORMER):
             dtype = {key: kwargs[key] for key in ("torch_dtype", "variant") if key in kwargs}
             kwargs["transformer"] = DynamiCtrlTransformer3DModel.from_pretrained(folder / "transformer", **dtype)
@@ -100,18 +99,29 @@ class DynamiCtrlPipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
+        image: Image.Image,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str],
         height: int,
         width: int,
         num_frames: int,
         num_inference_steps: int,
+        num_videos_per_prompt: int,
         generator: torch.Generator | None,
+        output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Refuses what cannot be rendered before any weight is touched; InputError names the value and the way out."""
         check_size(height, width)
         check_num_frames(num_frames)
+        if not isinstance(image, Image.Image):
+            raise InputError(f"image is a {type(image).__name__}; it must be one PIL image", param="image")
+        if not prompt and not isinstance(prompt, str):
+            raise InputError("the list of prompts is empty; give one prompt at least, '' for none", param="prompt")
+        if num_videos_per_prompt < 1:
+            raise InputError(f"num_videos_per_prompt is {num_videos_per_prompt}; it must be 1 or more")
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if isinstance(generator, (list, tuple)):
             raise InputError("one generator serves a call; for several seeds call once per seed", param="generator")
         if not isinstance(negative_prompt, str) and (isinstance(prompt, str) or len(negative_prompt) != len(prompt)):
@@ -132,12 +142,10 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         """Embeddings [B * copies, tokens, width]; when guided, the negative ones come first and double the batch."""
         length = self.transformer.config["max_text_seq_length"]
         texts = [*negative_prompt, *prompt] if guided else list(prompt)
+        # Under CPU offload the encoder is elsewhere until it runs: the device is the pipeline's to know.
         device = self._execution_device
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        embeds = self.text_encoder(tokens.to(device))[0].to(self.transformer.dtype)
-        return embeds.repeat_interleave(copies, dim=0)
+        embeds = conditioning.encode_prompt(self.tokenizer, self.text_encoder, texts, length, device=device)
+        return embeds.to(self.transformer.dtype).repeat_interleave(copies, dim=0)
 
     def prepare_latents(
         self,
@@ -181,7 +189,7 @@ class DynamiCtrlPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: Image.Image,
-        pose_video: PoseVideo,
+        pose_video: conditioning.Frames,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] = "",
         height: int | None = None,
@@ -205,17 +213,21 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         Guidance (classifier-free, above 1) is on the text alone: image and pose are in both halves. Raises InputError
         for sizes that are no multiple of 16, counts other than 4k + 1, and too few poses.
         """
-        pose_frames = as_frames(pose_video)
-        height, width = height or pose_frames.shape[1], width or pose_frames.shape[2]
+        pose_frames = conditioning.as_frames(pose_video)
+        height = height or int(pose_frames.shape[1])
+        width = width or int(pose_frames.shape[2])
         num_frames = num_frames or len(pose_frames)
         self.check_inputs(
+            image,
             prompt,
             negative_prompt,
             height,
             width,
             num_frames,
             num_inference_steps,
+            num_videos_per_prompt,
             generator,
+            output_type,
             callback_on_step_end_tensor_inputs,
         )
         pose_frames = pose_frames[consecutive_indices(len(pose_frames), num_frames)]
@@ -264,7 +276,8 @@ class DynamiCtrlPipeline(DiffusionPipeline):
     ) -> Tensor:
         """From noise to clean latents; the steps' arithmetic is float32, the transformer's its own."""
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
-        timesteps = self.scheduler.timesteps
+        # At 61, 103, 121 ... steps rounding gives the scheduler one timestep too many, -1.
+        timesteps = self.scheduler.timesteps[:num_inference_steps]
         self._num_timesteps = len(timesteps)
         halves = 2 if guidance_scale > 1 else 1
         config = self.transformer.config
@@ -276,7 +289,7 @@ class DynamiCtrlPipeline(DiffusionPipeline):
             "return_dict": False,
         }
         previous_clean = None
-        with self.progress_bar(total=len(timesteps)) as progress:
+        with self.progress_bar(total=len(timesteps)) as progress:  # pyright: ignore[reportCallIssue]
             for i, timestep in enumerate(timesteps):
                 joined = torch.cat([latents.to(image_latents.dtype), image_latents], dim=2)
                 with self.transformer.cache_context("cond_uncond"):
@@ -309,35 +322,36 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         previous_clean: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(self.scheduler, CogVideoXDPMScheduler):
-            return self.scheduler.step(v, timesteps[i], latents, return_dict=False)[0].float(), None
-        before = timesteps[i - 1] if i > 0 else None
-        stepped, clean = self.scheduler.step(
-            v,
-            previous_clean,  # pyright: ignore[reportArgumentType] - None on the first step
-            timesteps[i],  # pyright: ignore[reportArgumentType]
-            before,  # pyright: ignore[reportArgumentType]
-            latents,
-            generator=generator,
-            return_dict=False,
-        )
+        """One scheduler step: the next latents, and the clean prediction that DPM's next step looks back to."""
+        if isinstance(self.scheduler, CogVideoXDPMScheduler):
+            before = timesteps[i - 1] if i > 0 else None
+            stepped, clean = self.scheduler.step(
+                v,
+                previous_clean,  # pyright: ignore[reportArgumentType] - None on the first step
+                timesteps[i],  # pyright: ignore[reportArgumentType]
+                before,  # pyright: ignore[reportArgumentType]
+                latents,
+                generator=generator,
+                return_dict=False,
+            )
+        else:
+            stepped, clean = self.scheduler.step(v, timesteps[i], latents, return_dict=False)  # pyright: ignore[reportArgumentType]
+        # Where 1000 does not divide by the steps, the schedulers would stop at timestep 0 with its noise still in.
+        stepped = clean if i == len(timesteps) - 1 else stepped
         return stepped.float(), clean
 
 
-_OUR_TRANSFORMER = ("dynamictrl.transformer", "DynamiCtrlTransformer3DModel")
-
-
-def as_frames(pose_video: PoseVideo) -> NDArray[np.uint8]:
-    """A pose video in any of its forms as uint8 [F, H, W, 3]; InputError (code "bad_pose_video") for others."""
-    if isinstance(pose_video, Tensor):
-        pose_video = pose_video.detach().cpu().numpy()
-    elif not isinstance(pose_video, np.ndarray):
-        pose_video = np.stack([np.asarray(picture.convert("RGB")) for picture in pose_video])
-    if pose_video.dtype != np.uint8 or pose_video.ndim != 4 or pose_video.shape[3] != 3:
-        raise InputError(
-            f"pose_video is {pose_video.dtype} {list(pose_video.shape)}; it must be uint8 [frames, height, width, 3] "
-            f"(or a list of PIL images)",
-            code="bad_pose_video",
-            param="pose_video",
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text()) if path.is_file() else {}
+    if "transformer" not in index:
+        fault = "names no transformer" if index else "is missing"
+        raise CheckpointError(
+            f"{folder} is no DynamiCtrl model folder: its model_index.json {fault}. Name a folder that "
+            f"`save_pretrained` wrote, or a hub id of one.",
+            code="weights_missing",
         )
-    return pose_video
+    return index
+
+
+_OUR_TRANSFORMER = ("dynamictrl.transformer", "DynamiCtrlTransformer3DModel")

@@ -21,21 +21,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dynamictrl import latents
 from dynamictrl.errors import InputError
 
+Frames = NDArray[np.uint8] | Tensor | Sequence[Image.Image]
+"""uint8 [F, H, W, 3] as an array or a tensor, or PIL images."""
+
 MASK_THRESHOLD = 200
 """A mask picture keeps what is brighter than this, of 255: the published masked models were trained so."""
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, prompts: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    prompts: Sequence[str],
+    max_length: int,
+    *,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Embeddings [B, max_length, D] on the encoder's device: padded, cut off at max_length.
+    """Embeddings [B, max_length, D] on `device` (the encoder's by default): padded, cut off at max_length.
 
     Padding is attended, without a mask: so CogVideoX was trained.
     """
     tokens = tokenizer(
         list(prompts), padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
     ).input_ids
-    return text_encoder(tokens.to(text_encoder.device))[0].to(text_encoder.dtype)
+    return text_encoder(tokens.to(device or text_encoder.device))[0].to(text_encoder.dtype)
 
 
 class PromptEncoder:
@@ -63,8 +71,27 @@ class PromptEncoder:
             return encode_prompt(self.tokenizer, self.text_encoder, [""], self.max_length)
 
 
+def as_frames(video: Frames) -> NDArray[np.uint8]:
+    """A clip in any of its forms as uint8 [F, H, W, 3]; InputError (code "bad_pose_video") for others."""
+    if isinstance(video, Tensor):
+        frames = video.detach().cpu().numpy()
+    elif isinstance(video, np.ndarray):
+        frames = video
+    else:
+        frames = np.array([np.asarray(picture.convert("RGB")) for picture in video])
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise InputError(
+            f"pose_video is {frames.dtype} {list(frames.shape)}; it must be uint8 [frames, height, width, 3], or a "
+            f"list of PIL images of one size",
+            code="bad_pose_video",
+            param="pose_video",
+        )
+    return frames
+
+
 def to_pixels(frames_FHWC: NDArray[np.uint8] | Tensor) -> Tensor:
     """uint8 frames [F, H, W, 3] to float32 pixels [1, 3, F, H, W] in [-1, 1]."""
+    # A copy: arrays that came from pictures are read-only, which torch does not know.
     frames = torch.tensor(frames_FHWC) if isinstance(frames_FHWC, np.ndarray) else frames_FHWC
     return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 

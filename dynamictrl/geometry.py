@@ -47,11 +47,10 @@ def check_num_frames(num_frames: int) -> None:
     """Refuses a frame count other than 5, 9, 13, ...; InputError (code "bad_num_frames") names the nearest legal."""
     if num_frames >= 5 and num_frames % FRAMES_PER_LATENT == 1:
         return
-    below, nearest = legal_frames_below(num_frames), nearest_frames(num_frames)
-    legal = sorted({below or nearest, (below or 1) + FRAMES_PER_LATENT})
+    below = legal_frames_below(num_frames)
+    nearest = f"nearest are {below} and {below + FRAMES_PER_LATENT}" if below else "smallest is 5"
     raise InputError(
-        f"{num_frames} frames cannot be rendered: the count must be 4k + 1 with k >= 1 (5, 9, 13, ...). "
-        f"The nearest are {' and '.join(map(str, legal))}.",
+        f"{num_frames} frames cannot be rendered: the count must be 4k + 1 with k >= 1 (5, 9, 13, ...); the {nearest}.",
         code="bad_num_frames",
         param="num_frames",
     )

@@ -51,12 +51,12 @@ def encode(
     """Pixels in [-1, 1] to latents BFCHW, times the VAE's scaling factor or `scale`.
 
     F is 1 or 4k + 1 and gives 1 or k + 1 latent frames. `sample` draws from the posterior, as in training; False takes
-    its mean.
+    its mean. Pixels and VAE are on one device (the VAE's own, unless it is offloaded).
     """
     frames = pixels_BCFHW.shape[2]
     if frames % FRAMES_PER_LATENT != 1:
         raise InputError(f"{frames} frames cannot be encoded; the count must be 4k + 1", code="bad_num_frames")
-    posterior = vae.encode(pixels_BCFHW.to(vae.device, vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+    posterior = vae.encode(pixels_BCFHW.to(vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
     latents_BCFHW = posterior.sample(generator) if sample else posterior.mode()
     return latents_BCFHW.transpose(1, 2) * (float(vae.config["scaling_factor"]) if scale is None else scale)
 
@@ -76,7 +76,7 @@ def decode(vae: AutoencoderKLCogVideoX, latents_BFCHW: Tensor, num_frames: int) 
     latents_BFCHW = latents_BFCHW[:, -count:]
     if count % 2 == 0:
         latents_BFCHW = torch.cat([latents_BFCHW[:, :1], latents_BFCHW], dim=1)
-    latents_BCFHW = latents_BFCHW.transpose(1, 2).to(vae.device, vae.dtype) / float(vae.config["scaling_factor"])
+    latents_BCFHW = latents_BFCHW.transpose(1, 2).to(vae.dtype) / float(vae.config["scaling_factor"])
     pixels_BCFHW = vae.decode(latents_BCFHW).sample  # pyright: ignore[reportAttributeAccessIssue]
     return pixels_BCFHW[:, :, -num_frames:].float()
 

@@ -66,9 +66,9 @@ class PoseAdaptiveLayerNorm(PoseControl):
     ) -> tuple[Tensor, Tensor | None]:
         assert pose_BSD is not None
         shift, scale, gate = self.linear(F.silu(time_BT))[:, None].chunk(3, dim=-1)
-        pose_BSD = self.norm(pose_BSD) * (1 + scale) + shift
+        modulated_BSD = self.norm(pose_BSD) * (1 + scale) + shift
         # The modulated pose is passed on, as the released weights expect; equation 4 can be read otherwise.
-        return video_BSD + pose_BSD, pose_BSD * (1 + gate)
+        return video_BSD + modulated_BSD, modulated_BSD * (1 + gate)
 
     @torch.no_grad()
     def silence(self) -> None:
@@ -90,7 +90,7 @@ class PoseCrossAttention(PoseControl):
             qk_norm="layer_norm",
             eps=1e-6,
             bias=True,
-            processor=AttnProcessor2_0(),
+            processor=AttnProcessor2_0(),  # pyright: ignore[reportArgumentType]
         )
 
     def after_attention(self, video_BSD: Tensor, pose_BSD: Tensor | None) -> Tensor:
@@ -98,7 +98,9 @@ class PoseCrossAttention(PoseControl):
 
     @torch.no_grad()
     def silence(self) -> None:
-        for parameter in self.attention.to_out.parameters():
+        answer = self.attention.to_out
+        assert answer is not None
+        for parameter in answer.parameters():
             parameter.zero_()
 
 

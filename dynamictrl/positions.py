@@ -28,7 +28,10 @@ def rotary_positions(
     else:
         frames, limit = -(-latent_frames // p_t), (max(grid[0], base[0]), max(grid[1], base[1]))
         options = {"crops_coords": None, "temporal_size": frames, "grid_type": "slice", "max_size": limit}
-    return get_3d_rotary_pos_embed(config["attention_head_dim"], grid_size=grid, device=device, **options)
+    cosines, sines = get_3d_rotary_pos_embed(
+        config["attention_head_dim"], grid_size=grid, device=torch.device(device), **options
+    )
+    return cosines, sines
 
 
 def centred_region(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

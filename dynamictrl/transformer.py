@@ -60,7 +60,7 @@ class DynamiCtrlBlock(nn.Module):
             eps=1e-6,
             bias=attention_bias,
             out_bias=True,
-            processor=CogVideoXAttnProcessor2_0(),
+            processor=CogVideoXAttnProcessor2_0(),  # pyright: ignore[reportArgumentType]
         )
         self.norm2 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
         self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=True)
@@ -234,10 +234,11 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             pose_BSD = self._embed_patches(encoder_hidden_states, pose_BFCHW)[:, text_length:]
 
         video_BSD, pose_BSD = self.control.at_input(video_BSD, pose_BSD)
+        recompute: Any = self._gradient_checkpointing_func
         for block in self.transformer_blocks:
             inputs = (video_BSD, text_BLD, pose_BSD, time_BT, image_rotary_emb, attention_kwargs or {})
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                video_BSD, text_BLD, pose_BSD = self._gradient_checkpointing_func(block, *inputs)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                video_BSD, text_BLD, pose_BSD = recompute(block, *inputs)
             else:
                 video_BSD, text_BLD, pose_BSD = block(*inputs)
 
@@ -266,6 +267,7 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
     def silence_pose(self) -> None:
         """Sets the pose control's own weights so that it starts as the base model (an ablation's choice)."""
         for block in self.transformer_blocks:
+            assert isinstance(block, DynamiCtrlBlock)
             block.control_norm1.silence()
 
     @classmethod
@@ -273,10 +275,11 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         **kwargs: Any,  # noqa: ANN401
-    ) -> DynamiCtrlTransformer3DModel:
+    ) -> Any:  # noqa: ANN401 - the model, and with `output_loading_info` what diffusers tells about the loading
         """As diffusers', but strict: a missing, unexpected or misshapen weight is a CheckpointError."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model, info = loaded
         wrong = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
         if wrong:
             listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, first {keys[0]}" for kind, keys in wrong.items())

@@ -92,7 +92,6 @@ def write_tiny_model(folder: Path, base: Base = "1.5", pose_control: str = "pada
             num_layers=2,
             num_heads=2,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
         )
         pipeline = DynamiCtrlPipeline(
             tokenizer=tokenizer,
