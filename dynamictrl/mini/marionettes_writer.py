@@ -12,7 +12,6 @@ import numpy as np
 
 from dynamictrl.errors import ConfigError
 from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
-from dynamictrl.video import write_video
 
 if TYPE_CHECKING:
     from dynamictrl.mini.marionettes import MarionetteClip
@@ -45,6 +44,8 @@ def write_marionettes(
 
 
 def _write_one(path: Path, seed: int, index: int) -> Path:
+    from dynamictrl.video import write_video
+
     rng = np.random.default_rng([seed, index])
     # The sizes take turns so that even a few videos show several.
     height, width = SIZES[(index + int(np.random.default_rng(seed).integers(len(SIZES)))) % len(SIZES)]
