@@ -1,0 +1,59 @@
+"""What a whole pipeline is: its stages, in the order of its fields, and where it reads and writes.
+
+Each recipe in `recipes.py` is a function that returns one; the fields are its command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from dynamictrl.errors import ConfigError
+from pipelines.ledger import settings_of
+from pipelines.stage import Stage
+from pipelines.stages.write_shards import WriteShards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One run, whole. Fields that are stages shape the data set; the others say where and how fast.
+
+    `find` turns what `videos` names into one row per source.
+    """
+
+    find: Stage = field(default_factory=Stage)
+    videos: tuple[str, ...] = ()
+    """Files, folders, globs, s3://, gs:// or https:// prefixes, or .csv, .jsonl or .parquet lists of URIs."""
+    out: Path = Path("dataset")
+    """Data set folder to write; a run that was stopped continues there."""
+    local: bool = False
+    """Run in this process instead of on Ray; the result is the same."""
+    workers: int = 0
+    """Processes per step; 0 = as many as the cluster's cores and GPUs allow."""
+    time_limit: float = 1800.0
+    """Seconds that one source may take before it is quarantined."""
+    memory_gib: float = 16.0
+    """GiB of address space that one source's decoding may take before it is quarantined; 0 = no limit."""
+
+    def __post_init__(self):
+        if self.workers < 0 or self.time_limit <= 0 or self.memory_gib < 0:
+            raise ConfigError(
+                f"workers is {self.workers} (at least 0), time_limit {self.time_limit} s (above 0), memory_gib "
+                f"{self.memory_gib} (at least 0)"
+            )
+
+    def stages(self, per: Literal["source", "clip"]) -> list[Stage]:
+        """The stages that see whole sources, or those that see clips, in order; `find` is neither."""
+        found = [getattr(self, f.name) for f in fields(self) if f.name != "find"]
+        return [stage for stage in found if isinstance(stage, Stage) and stage.per == per]
+
+    @property
+    def shard_size(self) -> float:
+        """MiB."""
+        return next(s.size for s in self.stages("clip") if isinstance(s, WriteShards))
+
+    def settings(self) -> dict[str, Any]:
+        """All that shapes the result, by field: what a rerun must agree with."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: settings_of(value) for name, value in found.items() if isinstance(value, Stage)}

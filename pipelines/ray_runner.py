@@ -1,0 +1,171 @@
+"""The same operators on Ray Data. The only file of this folder that imports Ray.
+
+Ray moves rows of names and numbers; bytes and outcomes lie on disk, written by the operators themselves. So nothing is
+asked of Ray that it was measured to get wrong: no native checkpoint, no tolerated errors, no retries without end, no
+`write_webdataset`, no numpy batches (they turn None into nan).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.data
+import ray.exceptions
+
+from dynamictrl.errors import ConfigError, DynamiCtrlError
+from pipelines.clip import Clip, from_table, to_table
+from pipelines.operators import Operator
+from pipelines.runner import Advance, Seen
+from pipelines.shard_plan import ShardPlan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+"""Of a task or an actor whose process died. A source that kills its decoder is caught before that (`isolation`)."""
+BLOCKS_PER_WORKER = 4
+"""More would cost: each task takes Ray 60 to 75 ms of processor time. Fewer would leave workers idle at the end."""
+MOST_UNITS_PER_BLOCK = 16
+ROWS_MEMORY = 256 * 2**20
+"""Bytes of a local Ray's object store: only rows pass through it."""
+NO_PROGRESS_SECONDS = 24 * 3600
+"""Ray gives up on a plan without finished rows for so long; our own time limit per source is the real one."""
+
+
+class _Worker:
+    """One operator in one actor."""
+
+    def __init__(self, operator: Operator):
+        self.operator = operator
+        operator.setup()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return to_table([result for clip in from_table(table) for result in self.operator.run(clip)])
+
+
+class RayRunner:
+    """Connects to RAY_ADDRESS, or starts a local Ray and stops it again. A Ray that runs already is left running."""
+
+    def __init__(self, workers: int = 0):
+        """`workers` is the number of processes per operator, 0 = as the cluster has room for."""
+        self._workers = workers
+        self._started = not ray.is_initialized()
+        if self._started:
+            _start(workers)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = False
+        context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+    def run(self, operators: Sequence[Operator], units: Sequence[Clip], advance: Advance) -> None:
+        """As `Runner.run`; raises what an operator raised about settings or weights."""
+        lanes = self._lanes(operators, len(units))
+        dataset = ray.data.from_arrow([to_table(block) for block in _blocks(units, lanes)])
+        for operator in operators:
+            dataset = dataset.map_batches(
+                _Worker,
+                fn_constructor_args=(operator,),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=lanes),
+                num_cpus=self._cpus(operators, lanes),
+                num_gpus=operator.num_gpus or None,
+                max_restarts=RETRIES,
+                max_task_retries=RETRIES,
+            )
+        by_source, seen = not units[0].key, Seen()
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                clips = from_table(batch)
+                advance(seen.new(clips, by_source=by_source), clips)
+        except ray.exceptions.RayError as problem:
+            raise _ours(problem) from problem
+
+    def commit(self, plan: ShardPlan, shards: Sequence[str], advance: Advance) -> None:
+        """As `Runner.commit`: one task per shard."""
+        write = ray.remote(max_retries=RETRIES)(_commit)
+        pending = [write.remote(plan, shard) for shard in shards]
+        try:
+            while pending:
+                done, pending = ray.wait(pending, num_returns=1)
+                ray.get(done)
+                advance(len(done), ())
+        except ray.exceptions.RayError as problem:
+            raise _ours(problem) from problem
+
+    def close(self) -> None:
+        if self._started:
+            ray.shutdown()
+
+    def _lanes(self, operators: Sequence[Operator], units: int) -> int:
+        """Workers per operator: as many as the cluster holds of one worker of each, at least one, at most the units."""
+        have = ray.cluster_resources()
+        gpus = sum(operator.num_gpus for operator in operators)
+        if gpus > have.get("GPU", 0):
+            names = ", ".join(o.name for o in operators if o.num_gpus)
+            raise ConfigError(
+                f"{names} need {gpus:g} GPUs together and the cluster has {have.get('GPU', 0):g}. Name a cluster by "
+                f"RAY_ADDRESS, take smaller shares (gpu_share), set their device to cpu, or use recipe curate-mini.",
+                code="no_gpu",
+            )
+        cpus = sum(operator.num_cpus for operator in operators)
+        room = have.get("CPU", 1) / cpus
+        if gpus:
+            room = min(room, have["GPU"] / gpus)
+        return max(1, min(self._workers or int(room), units))
+
+    def _cpus(self, operators: Sequence[Operator], lanes: int) -> float:
+        """Cores reserved by one worker: one, or an even share where there are fewer cores than workers."""
+        share = ray.cluster_resources().get("CPU", 1) / (len(operators) * lanes)
+        return min(1.0, max(0.01, int(share * 100) / 100))
+
+
+def _start(workers: int) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as problem:
+            raise ConfigError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({problem}). Correct it, or unset it to run on this "
+                f"machine alone.",
+                code="ray_unreachable",
+            ) from problem
+        return
+    root = str(Path(__file__).parents[1])
+    # Workers import this project from the checkout that the command runs from.
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    ray.init(num_cpus=max(cores or 1, workers), include_dashboard=False, object_store_memory=ROWS_MEMORY, **quiet)
+
+
+def _blocks(units: Sequence[Clip], lanes: int) -> list[list[Clip]]:
+    """Sources go one by one; clips in bundles that keep Ray's cost per task small."""
+    size = 1
+    if units[0].key:
+        size = min(MOST_UNITS_PER_BLOCK, max(1, len(units) // (lanes * BLOCKS_PER_WORKER)))
+    return [list(units[i : i + size]) for i in range(0, len(units), size)]
+
+
+def _commit(plan: ShardPlan, shard: str) -> None:
+    plan.commit(shard)
+
+
+def _ours(problem: BaseException) -> BaseException:
+    """The error that one of our operators raised, dug out of Ray's wrapping; else Ray's own."""
+    inner: BaseException | None = problem
+    while inner is not None:
+        if isinstance(inner, DynamiCtrlError) and not isinstance(inner, ray.exceptions.RayError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return problem

@@ -1,0 +1,99 @@
+"""The named pipelines. To add a filter: its file in `stages/`, its field in `Curation` below, its test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dynamictrl.errors import ConfigError
+from pipelines.pipeline import Pipeline
+from pipelines.stages.caption import SIDECAR, Caption
+from pipelines.stages.cut_clips import CutClips
+from pipelines.stages.encode_latents import EncodeLatents
+from pipelines.stages.estimate_pose import EstimatePose
+from pipelines.stages.fetch import Fetch
+from pipelines.stages.find_samples import FindSamples
+from pipelines.stages.find_videos import FindVideos
+from pipelines.stages.keep_duration import KeepDuration
+from pipelines.stages.keep_person import KeepPerson
+from pipelines.stages.keep_sharp import KeepSharp
+from pipelines.stages.keep_size import KeepSize
+from pipelines.stages.probe import Probe
+from pipelines.stages.read_samples import ReadSamples
+from pipelines.stages.split_shots import SplitShots
+from pipelines.stages.track_masks import SKELETON_SEEDED, TrackMasks
+from pipelines.stages.write_shards import WriteShards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curation(Pipeline):
+    """Raw videos to shards. The order of the fields is the order of the work."""
+
+    find: FindVideos = field(default_factory=FindVideos)
+    fetch: Fetch = field(default_factory=Fetch)
+    probe: Probe = field(default_factory=Probe)
+    size: KeepSize = field(default_factory=KeepSize)
+    shots: SplitShots = field(default_factory=SplitShots)
+    duration: KeepDuration = field(default_factory=KeepDuration)
+    cut: CutClips = field(default_factory=CutClips)
+    sharpness: KeepSharp = field(default_factory=KeepSharp)
+    pose: EstimatePose = field(default_factory=EstimatePose)
+    person: KeepPerson = field(default_factory=KeepPerson)
+    masks: TrackMasks = field(default_factory=TrackMasks)
+    caption: Caption = field(default_factory=Caption)
+    shards: WriteShards = field(default_factory=WriteShards)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cut.longest < 2 * self.duration.shortest:
+            raise ConfigError(
+                f"cut.longest is {self.cut.longest} s; it must be at least twice duration.shortest "
+                f"({self.duration.shortest} s), or a shot cut in two gives clips that are too short",
+                param="cut.longest",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding(Pipeline):
+    """A curated data set to the same with latents in it; here `videos` names data set folders."""
+
+    find: FindSamples = field(default_factory=FindSamples)
+    read: ReadSamples = field(default_factory=ReadSamples)
+    latents: EncodeLatents = field(default_factory=EncodeLatents)
+    shards: WriteShards = field(default_factory=WriteShards)
+
+
+def curate() -> Curation:
+    """Web videos to a training set, with the real models on GPUs: DWPose, SAM 2.1, Qwen2-VL."""
+    return Curation()
+
+
+def curate_mini() -> Curation:
+    """The same way on the CPU with the project's small models: what the demo and the tests run.
+
+    Masks are seeded by the skeleton and captions come from side-car text: neither needs weights.
+    """
+    return Curation(
+        time_limit=300.0,
+        memory_gib=8.0,
+        size=KeepSize(smallest=64),
+        duration=KeepDuration(shortest=1.0),
+        # The mini models' frame rate and portrait size.
+        cut=CutClips(longest=4.0, fps=12.0, width=128, height=192),
+        sharpness=KeepSharp(blurriest=5.0),
+        pose=EstimatePose(weights="mini/dwpose", device="cpu"),
+        person=KeepPerson(least_presence=0.7, least_height=0.2, least_body=0.4),
+        masks=TrackMasks(tracker=SKELETON_SEEDED, device="cpu"),
+        caption=Caption(captioner=SIDECAR, required=False, device="cpu"),
+        # Small shards, so that two training workers have one each even in the demo.
+        shards=WriteShards(size=1.0),
+    )
+
+
+def encode() -> Encoding:
+    """A curated data set to the same with VAE latents and prompt embeddings in it: training then skips the encoders."""
+    return Encoding()
+
+
+RECIPES: dict[str, Callable[[], Pipeline]] = {"curate": curate, "curate-mini": curate_mini, "encode": encode}
+"""By the name that the command line takes."""

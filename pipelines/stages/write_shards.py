@@ -1,0 +1,81 @@
+"""Puts finished clips into WebDataset shards, each shard whole and in its planned order."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dynamictrl.errors import ConfigError, DatasetError
+from dynamictrl.shards import SCHEMA_VERSION
+from pipelines import storage
+from pipelines.clip import Clip
+from pipelines.stage import Stage
+
+
+@dataclass(frozen=True)
+class WriteShards(Stage):
+    """Refuses clips whose frames, poses and masks do not match one to one, and packs the others into shards."""
+
+    size: float = 256.0
+    """Mebibytes after which a shard is closed; the last may be smaller."""
+
+    def __post_init__(self):
+        if self.size <= 0:
+            raise ConfigError(f"a shard's size is {self.size} MiB; it must be positive", param="shards.size")
+
+    def process(self, clip: Clip) -> Iterable[Clip]:
+        """Checks that all members are there and of one length; writes `KEY.txt` and `KEY.json` beside the others."""
+        problem = _misfit(clip)
+        if problem:
+            yield clip.reject("misaligned", problem)
+            return
+        storage.write_bytes(clip.file("txt"), clip.caption.encode())
+        storage.write_bytes(clip.file("json"), json.dumps(_info(clip), sort_keys=True, ensure_ascii=False).encode())
+        yield clip.with_file("txt").with_file("json")
+
+
+def _misfit(clip: Clip) -> str:
+    """Why the members do not belong together; "" where they do (n(frames) = n(pose) = n(mask))."""
+    import numpy as np
+
+    from dynamictrl.pose import PoseSequence
+    from dynamictrl.video import iter_frames
+
+    missing = {"mp4", "pose.npz", "mask.npz"} - set(clip.files)
+    if missing:
+        return f"{', '.join(sorted(missing))} missing"
+    try:
+        pose = PoseSequence.from_npz(clip.file("pose.npz").read_bytes())
+    except DatasetError as problem:
+        return str(problem)
+    with np.load(io.BytesIO(clip.file("mask.npz").read_bytes()), allow_pickle=False) as arrays:
+        masks = {name: arrays[name].shape for name in arrays.files}
+    frames = [frame_HWC.shape[:2] for _, frame_HWC in iter_frames(clip.file("mp4"))]
+    if pose.num_frames != len(frames):
+        return f"{len(frames)} frames but {pose.num_frames} poses"
+    expected = (len(frames), *frames[0])
+    wrong = [f"{name} mask is {shape}, the clip {expected}" for name, shape in masks.items() if shape != expected]
+    return "; ".join(wrong)
+
+
+def _info(clip: Clip) -> dict[str, Any]:
+    """The content of `KEY.json` (contract section 2)."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "key": clip.key,
+        "source": clip.source,
+        "source_sha256": clip.source_sha256,
+        "start": clip.start,
+        "end": clip.end,
+        "fps": clip.fps,
+        "frames": clip.frames,
+        "width": clip.width,
+        "height": clip.height,
+        "scores": dict(clip.scores),
+        "models": dict(clip.models),
+        "licence": clip.licence,
+        "consent": clip.consent,
+    }
