@@ -1,0 +1,28 @@
+"""Named services. A recipe is a function; `python -m serving up RECIPE --help` shows its every field."""
+
+from __future__ import annotations
+
+from serving.config import Defaults, Service
+
+
+def production() -> Service:
+    """The real model on GPUs: the registry's champion at 768x1360, one clip per GPU at a time."""
+    return Service()
+
+
+def mini() -> Service:
+    """The shipped mini model on the CPU: small clips in seconds, for trying the service and for tests."""
+    return Service(
+        model="mini/dynamictrl",
+        pose_model="mini/dwpose",
+        device="cpu",
+        dtype="float32",
+        gpus_per_engine=0.0,
+        defaults=Defaults(width=128, height=192, num_frames=25, num_inference_steps=25),
+        person_check="submit",
+        longest_job_s=900.0,
+        drain_s=30.0,
+    )
+
+
+RECIPES = {"production": production, "mini": mini}
