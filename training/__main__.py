@@ -1,0 +1,185 @@
+"""`python -m training RECIPE --data DATASET --out RUN`, `plan RECIPE`, `evaluate`.
+
+Exit codes: 0 done, 2 a usage or configuration error (before any cluster or GPU is touched), 1 a failure at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from dynamictrl.errors import DynamiCtrlError
+from training.config import Recipe, Run
+from training.recipes import RECIPES
+
+Quiet = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the run reads and writes."""
+
+    data: Path
+    """Data set folder written by `python -m pipelines`."""
+    out: Path
+    """Run folder; the exported model is `OUT/model`. The same command continues a run that was stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What the plan is made for."""
+
+    gpus: int = 0
+    """Number of GPUs; 0 takes the recipe's number of workers."""
+    gpu_memory_gib: float = 139.0
+    """Usable memory of one GPU, GiB (an H200 by default)."""
+    peak_tflops: float = 989.4
+    """Dense bf16 peak of one GPU, TFLOP/s (an H200 by default)."""
+    expected_mfu: float = 0.38
+    """Share of the peak that a step is expected to use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Which model is measured on which clips."""
+
+    model: Path
+    """Model folder, such as RUN/model."""
+    data: Path
+    """Data set folder; its clips give reference image, driving pose, caption and ground truth."""
+    out: Path
+    """Folder for metrics.json, index.html and the clips."""
+    samples: int = 8
+    """Clips measured, the first of the data set's order; 0 takes all."""
+    height: int = 0
+    """Pixels; 0 takes the size that the model was trained at."""
+    width: int = 0
+    """Pixels; 0 takes the size that the model was trained at."""
+    num_frames: int = 0
+    """Frames; 0 takes the number that the model was trained at."""
+    fps: float = -1.0
+    """Frames per second; 0 keeps each clip's own, -1 takes the rate that the model was trained at."""
+    num_inference_steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance on the caption; 1 is off."""
+    seed: int = 42
+    """Of the initial noise."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    command, rest = arguments[0], arguments[1:]
+    commands: dict[str, Callable[[list[str]], int]] = {"plan": _plan, "evaluate": _evaluate}
+    try:
+        return commands[command](rest) if command in commands else _train(command, rest)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 1
+    except DynamiCtrlError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1 if problem.code == "run_failed" else 2
+    except OSError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+
+
+def _overview() -> str:
+    lines = [f"  {name:<33}{(make.__doc__ or '').strip().splitlines()[0]}" for name, make in RECIPES.items()]
+    return "\n".join(
+        [
+            "usage: python -m training RECIPE --data DATASET --out RUN [--field value ...]",
+            "       python -m training plan RECIPE [--gpus N] [--gpu-memory-gib M] [--field value ...]",
+            "       python -m training evaluate --model MODEL --data DATASET --out DIR",
+            "",
+            "Fine-tunes a DynamiCtrl model on a data set folder. `RECIPE --help` shows every field with its unit.",
+            "",
+            "recipes:",
+            *lines,
+        ]
+    )
+
+
+def _recipe_named(name: str) -> Recipe:
+    known = name.replace("_", "-")
+    if known in RECIPES:
+        return RECIPES[known]()
+    near = difflib.get_close_matches(known, RECIPES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    print(f"error: there is no recipe {name!r}; {hint}recipes: {', '.join(RECIPES)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _train(name: str, arguments: list[str]) -> int:
+    recipe = _recipe_named(name)
+
+    def command(places: Places, recipe: Recipe = recipe) -> Run:
+        return Run(name=name.replace("_", "-"), data=places.data, out=places.out, recipe=recipe)
+
+    command.__doc__ = RECIPES[name.replace("_", "-")].__doc__
+    run = tyro.cli(command, prog=f"python -m training {name}", args=arguments, config=Quiet)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from training.launch import launch
+
+    model = launch(run)
+    print(f"the model is {model}")
+    print(f"next: python -m training evaluate --model {model} --data {run.data} --out {run.out / 'evaluation'}")
+    return 0
+
+
+def _plan(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m training plan RECIPE [--gpus N] [--gpu-memory-gib M] [--field value ...]")
+        print(f"recipes: {', '.join(RECIPES)}")
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    recipe = _recipe_named(arguments[0])
+
+    def command(hardware: Hardware = Hardware(), recipe: Recipe = recipe) -> tuple[Hardware, Recipe]:  # noqa: B008
+        """What a run takes: parameters, tokens, FLOPs, memory per GPU, seconds per step."""
+        return hardware, recipe
+
+    hardware, recipe = tyro.cli(
+        command, prog=f"python -m training plan {arguments[0]}", args=arguments[1:], config=Quiet
+    )
+    from training.plan import plan
+
+    result = plan(
+        recipe,
+        gpus=hardware.gpus,
+        gpu_memory_gib=hardware.gpu_memory_gib,
+        peak_tflops=hardware.peak_tflops,
+        expected_mfu=hardware.expected_mfu,
+    )
+    print(result.text())
+    if not result.fits:
+        print(f"error: {result.refusal()}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    settings = tyro.cli(Evaluation, prog="python -m training evaluate", args=arguments, config=Quiet)
+    from training.evaluate import evaluate
+
+    page = evaluate(**dataclasses.asdict(settings))
+    print(f"metrics are in {page.parent / 'metrics.json'}; look at {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""Starts a run: checks what can be checked before anything heavy, then trains here or on Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from dynamictrl import weights
+from dynamictrl.errors import ConfigError, DynamiCtrlError
+from training import checkpoint, tracking
+from training.checkpoint import RunFolder
+from training.config import Run
+from training.data import build_index
+from training.plan import base_config, check_shape
+
+logger = logging.getLogger(__name__)
+
+
+def launch(run: Run) -> Path:
+    """Trains a run to its end and returns the model folder; a finished run is only looked at.
+
+    Raises ConfigError, DatasetError, CheckpointError or InputError before a cluster or GPU is touched, and
+    DynamiCtrlError with code run_failed for a failure on the way.
+    """
+    check(run)
+    folder = RunFolder(run.out)
+    index = build_index(run.data, run.recipe.clips)
+    folder.claim(run, index.fingerprint)
+    logger.info("%d clips of %s; run folder %s", len(index.entries), run.data, run.out)
+    tracked = tracking.open_run(run)
+    if not is_finished(run):
+        folder.failure.unlink(missing_ok=True)
+        tracking.close(tracked, "RUNNING")
+        try:
+            _train(run, tracked)
+        except BaseException:
+            tracking.close(tracked, "FAILED")
+            raise
+    else:
+        logger.info("the run is finished already")
+    version = tracking.register(tracked, run, folder.model)
+    if version is not None:
+        records = run.recipe.records
+        logger.info("registered as %s version %s, alias %s", records.registered_model, version, records.alias or "none")
+    tracking.close(tracked, "FINISHED")
+    return folder.model
+
+
+def check(run: Run) -> None:
+    """Refuses a run that cannot work: its base, its sizes, its folder, its number of workers."""
+    if not run.data.is_dir():
+        raise ConfigError(f"the data set folder {run.data} does not exist; give an existing --data", param="data")
+    if run.out.exists() and not run.out.is_dir():
+        raise ConfigError(f"--out {run.out} is a file; give a folder", param="out")
+    if run.recipe.model.base.startswith("mini/") or Path(run.recipe.model.base).is_dir():
+        weights.resolve(run.recipe.model.base, ("model_index.json",))
+    check_shape(run.recipe, base_config(run.recipe.model.base))
+    checkpoint.check_workers(checkpoint.newest(RunFolder(run.out)), max(run.recipe.workers.num_workers, 1))
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the model of this very run is exported."""
+    try:
+        exported = json.loads((RunFolder(run.out).model / "training.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return exported["recipe"]["optimization"]["steps"] == run.recipe.optimization.steps
+
+
+def _train(run: Run, tracked: tracking.TrackedRun) -> None:
+    if run.recipe.workers.num_workers > 0:
+        from training.ray_launcher import train_on_ray
+
+        train_on_ray(run, tracked)
+        return
+    from training.callbacks.progress import Progress
+    from training.trainer import train
+
+    shown = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
+    train(run, [*record(run, tracked), shown])
+
+
+def record(run: Run, tracked: tracking.TrackedRun) -> list:
+    """The callbacks that keep a run's metrics."""
+    from training.callbacks.metrics_file import MetricsFile
+    from training.callbacks.mlflow_log import MlflowLog
+
+    return [MetricsFile(RunFolder(run.out).metrics), MlflowLog(tracked)]
+
+
+def failure_of(folder: RunFolder) -> DynamiCtrlError | None:
+    """Why a worker gave up, where it left word."""
+    if not folder.failure.is_file():
+        return None
+    values = json.loads(folder.failure.read_text())
+    return DynamiCtrlError(values["message"], code="run_failed")

@@ -1,0 +1,174 @@
+"""The loop on many machines: Ray Train starts `trainer.train` in every worker, and again when one is lost.
+
+The only file here that imports Ray. Checkpoints are the trainer's own, in the run folder (which all nodes must see), so
+Ray's share is placing, watching and restarting; its own records lie in `RUN/ray`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dynamictrl.errors import ConfigError, DynamiCtrlError
+from dynamictrl.shards import write_json
+from training.callbacks.metrics_file import read_lines
+from training.callbacks.progress import Progress
+from training.checkpoint import RunFolder
+from training.config import Run, Workers
+from training.launch import failure_of, record
+from training.tracking import TrackedRun
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+def train_on_ray(run: Run, tracked: TrackedRun) -> None:
+    """Trains a run with Ray Train workers, on RAY_ADDRESS or on a Ray of its own that is stopped afterwards.
+
+    Raises DynamiCtrlError (code run_failed) when the run could not be brought to its end.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers, folder = run.recipe.workers, RunFolder(run.out)
+    with _cluster(workers), _shown(run):
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"run": run.to_dict(), "tracked": vars(tracked)},
+            torch_config=TorchConfig(backend="nccl" if workers.device == "cuda" else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=workers.device == "cuda",
+                resources_per_worker={"CPU": max(1, workers.threads_per_worker)} | _gpu(workers),
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=str(run.out.resolve()),
+                failure_config=FailureConfig(max_failures=workers.max_restarts),
+            ),
+        )
+        problem = _fit(trainer)
+    told = failure_of(folder)
+    if told is not None:
+        raise told
+    if problem is not None:
+        raise DynamiCtrlError(
+            f"training did not reach its end ({problem}); the same command goes on from the last checkpoint, Ray's "
+            f"records are in {run.out / 'ray'}",
+            code="run_failed",
+        ) from problem
+
+
+def _fit(trainer: Any) -> Exception | None:  # noqa: ANN401 - a Ray class
+    from ray.train import TrainingFailedError
+
+    try:
+        trainer.fit()
+    except TrainingFailedError as problem:
+        logger.error("%s", problem)
+        return problem
+    return None
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker's whole life; Ray has joined the process group already."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    import ray.train
+
+    from training.trainer import train
+
+    run = Run.from_dict(config["run"])
+    folder = RunFolder(run.out)
+    if folder.failure.is_file():
+        return  # a worker gave up for good: a restart would not help
+    try:
+        train(run, record(run, TrackedRun(**config["tracked"])), lambda metrics: ray.train.report(metrics))
+    except DynamiCtrlError as problem:
+        write_json(folder.failure, {"message": str(problem)})
+        raise
+
+
+@contextmanager
+def _cluster(workers: Workers) -> Iterator[None]:
+    """A connection to the Ray there is, or a local Ray of just the size needed."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    here = str(Path(__file__).resolve().parents[1])
+    paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": paths} | _thread_limits(workers)}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=environment, log_to_driver=False)
+    else:
+        _check_gpus(workers)
+        ray.init(
+            address="local",
+            num_cpus=workers.num_workers * max(1, workers.threads_per_worker),
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env=environment,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _thread_limits(workers: Workers) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(workers.threads_per_worker)} if workers.threads_per_worker else {}
+
+
+def _gpu(workers: Workers) -> dict[str, float]:
+    return {"GPU": 1} if workers.device == "cuda" else {}
+
+
+def _check_gpus(workers: Workers) -> None:
+    if workers.device != "cuda":
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < workers.num_workers:
+        raise ConfigError(
+            f"{workers.num_workers} workers need as many GPUs and this machine has {found}; set RAY_ADDRESS to a "
+            f"cluster that has them, or lower --num-workers",
+            code="too_few_gpus",
+            param="num_workers",
+        )
+
+
+@contextmanager
+def _shown(run: Run) -> Iterator[None]:
+    """Shows the steps that the first worker writes down, while the block runs."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(run, stop), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _watch(run: Run, stop: threading.Event) -> None:
+    progress = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
+    path = RunFolder(run.out).metrics
+    seen = max((int(line["step"]) for line in read_lines(path)), default=0)
+    progress.on_start(seen)
+    stopping = False
+    while not stopping:
+        stopping = stop.wait(POLL_SECONDS)
+        for line in read_lines(path):
+            if line["step"] > seen:
+                seen = int(line["step"])
+                progress.on_step(seen, line)
+    progress.on_close()

@@ -1,0 +1,110 @@
+"""Named runs: the paper's models, its ablations, and two small ones. A variant of a run is three lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from training.config import Clips, Masked, Model, Optimization, PoseControl, Recipe, Records, Workers
+
+
+def dynamictrl_5b() -> Recipe:
+    """The paper's 5B model: CogVideoX-1.5-5B-I2V with PadaLN, 37 frames of 768x1360, on 8 GPUs."""
+    return Recipe()
+
+
+def dynamictrl_2b() -> Recipe:
+    """The paper's 2B model: CogVideoX-2B widened to a reference image, 49 frames of 480x720, on 8 GPUs."""
+    return Recipe(
+        model=Model(base="zai-org/CogVideoX-2b"),
+        clips=Clips(height=720, width=480, num_frames=49, fps=8.0),
+    )
+
+
+def unified_tokens() -> Recipe:
+    """Table 4: the pose as sixteen more channels of the video (UVT)."""
+    return _with_control("unified_tokens")
+
+
+def cross_attention() -> Recipe:
+    """Table 4: the pose through a cross-attention in every block."""
+    return _with_control("cross_attention")
+
+
+def direct_addition() -> Recipe:
+    """The paper's baseline: pose tokens added to the video tokens once, before the blocks."""
+    return _with_control("direct_addition")
+
+
+def non_text_stage_1() -> Recipe:
+    """Table 4, Non-text, first stage: learns to do without captions; no pose yet."""
+    five = dynamictrl_5b()
+    return replace(five, model=replace(five.model, learn_pose=False), clips=replace(five.clips, caption_dropout=1.0))
+
+
+def non_text_stage_2() -> Recipe:
+    """Table 4, Non-text, second stage: pose control without captions; give `--base STAGE_1_RUN/model`."""
+    five = dynamictrl_5b()
+    return replace(five, model=replace(five.model, fresh_pose=True), clips=replace(five.clips, caption_dropout=1.0))
+
+
+def masked_background() -> Recipe:
+    """Multi-level control: the reference's background is blacked out, the caption says what is there."""
+    return _with_mask("background")
+
+
+def masked_clothes() -> Recipe:
+    """Multi-level control: the reference's clothes are blacked out, the caption says what is worn."""
+    return _with_mask("clothes")
+
+
+def mini() -> Recipe:
+    """Minutes on two CPU cores: the project's own small model on synthetic marionettes, 2 Ray workers."""
+    return Recipe(
+        model=Model(base="mini/base", fresh_pose=True, recompute_activations=False),
+        clips=Clips(
+            height=192, width=128, num_frames=25, fps=12.0, windows_per_clip=2, cache_gib=2.0, loader_threads=0
+        ),
+        optimization=Optimization(
+            steps=300, batch_size=4, micro_batch_size=2, learning_rate=3e-4, warmup_steps=20, weight_decay=1e-4
+        ),
+        workers=Workers(num_workers=2, device="cpu", zero_stage=2, precision="fp32", threads_per_worker=1),
+        records=Records(checkpoint_every=100, log_every=10),
+    )
+
+
+def tiny_on_cpu() -> Recipe:
+    """Seconds in this process, without Ray: what the tests train; give `--base FOLDER` a tiny model."""
+    small = mini()
+    return replace(
+        small,
+        clips=replace(small.clips, height=32, width=32, num_frames=5),
+        optimization=replace(small.optimization, steps=4, batch_size=2, micro_batch_size=1, warmup_steps=0),
+        workers=replace(small.workers, num_workers=0, zero_stage=2, threads_per_worker=0),
+        records=replace(small.records, checkpoint_every=2, log_every=1),
+    )
+
+
+def _with_control(pose_control: PoseControl) -> Recipe:
+    five = dynamictrl_5b()
+    return replace(five, model=replace(five.model, pose_control=pose_control))
+
+
+def _with_mask(region: Masked) -> Recipe:
+    five = dynamictrl_5b()
+    return replace(five, clips=replace(five.clips, masked_reference=region))
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "dynamictrl-5b": dynamictrl_5b,
+    "dynamictrl-2b": dynamictrl_2b,
+    "dynamictrl-5b-unified-tokens": unified_tokens,
+    "dynamictrl-5b-cross-attention": cross_attention,
+    "dynamictrl-5b-direct-addition": direct_addition,
+    "dynamictrl-5b-non-text-stage-1": non_text_stage_1,
+    "dynamictrl-5b-non-text-stage-2": non_text_stage_2,
+    "dynamictrl-5b-masked-background": masked_background,
+    "dynamictrl-5b-masked-clothes": masked_clothes,
+    "mini": mini,
+    "tiny-on-cpu": tiny_on_cpu,
+}

@@ -1,0 +1,80 @@
+"""From the name of a base to the models of a run: the transformer that learns, and the frozen rest."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from dynamictrl import weights
+from dynamictrl.base_weights import from_base
+from training.config import Model, Recipe
+
+if TYPE_CHECKING:
+    from dynamictrl.animation import DynamiCtrlPipeline
+    from dynamictrl.transformer import DynamiCtrlTransformer3DModel
+
+logger = logging.getLogger(__name__)
+
+COMPONENTS = ("model_index.json", "transformer/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors")
+
+
+def load(recipe: Recipe) -> DynamiCtrlPipeline:
+    """The base as a pipeline whose transformer has this run's pose control; the rest is frozen.
+
+    Raises CheckpointError naming what is missing. Fresh weights depend on the seed alone.
+    """
+    from diffusers import CogVideoXDPMScheduler
+
+    from dynamictrl.animation import DynamiCtrlPipeline
+
+    _quiet_loading()
+    folder = weights.resolve(recipe.model.base, COMPONENTS)
+    dtype = torch.bfloat16 if recipe.workers.precision == "bf16" else torch.float32
+    torch.manual_seed(recipe.seed)
+    transformer = _transformer(folder, recipe.model, dtype)
+    pipeline = DynamiCtrlPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=dtype)
+    if pipeline.scheduler.config.get("_class_name") != "CogVideoXDPMScheduler":
+        pipeline.scheduler = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    for frozen in (pipeline.vae, pipeline.text_encoder):
+        frozen.requires_grad_(False).eval()
+    return pipeline
+
+
+def _quiet_loading() -> None:
+    """Loading takes seconds here and has its own log line; bars of every worker would drown the run's."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _transformer(folder: object, model: Model, dtype: torch.dtype) -> DynamiCtrlTransformer3DModel:
+    transformer = from_base(str(folder), model.pose_control, silent=model.silent_pose, dtype=dtype)
+    if model.fresh_pose:
+        _start_pose_anew(transformer, model.silent_pose)
+    if not model.learn_pose:
+        transformer.silence_pose()
+    if model.recompute_activations:
+        transformer.enable_gradient_checkpointing()
+    transformer.requires_grad_(True).train()
+    if not model.learn_pose:
+        for block in transformer.transformer_blocks:
+            block.control_norm1.requires_grad_(False)
+    return transformer
+
+
+def _start_pose_anew(transformer: DynamiCtrlTransformer3DModel, silent: bool) -> None:
+    config, dtype = transformer.config, transformer.dtype
+    heads = config["num_attention_heads"]
+    for block in transformer.transformer_blocks:
+        fresh = transformer.control(
+            heads * config["attention_head_dim"], heads, config["time_embed_dim"], config["norm_eps"]
+        )
+        block.control_norm1 = fresh.to(dtype)
+    if silent:
+        transformer.silence_pose()
