@@ -46,9 +46,9 @@ class DynamiCtrlPipelineOutput(BaseOutput):
 class DynamiCtrlPipeline(DiffusionPipeline):
     """Animates the person of a reference image with the poses of a driving video.
 
-    `pose_encoder`, where present, turns pose pixels BCFHW into the latents that the transformer was trained with (the
-    paper's expert-encoder ablation); without it the shared VAE does. `image_latent_rule` is saved with the folder, so
-    that a model is run as it was trained (`latents.ImageLatentRule`).
+    `pose_encoder`, where present, is a diffusers model that turns pose pixels BCFHW into the latents the transformer
+    was trained with (the paper's expert-encoder ablation); without it the shared VAE does. `image_latent_rule` is saved
+    with the folder, so that a model is run as it was trained (`latents.ImageLatentRule`).
     """
 
     _optional_components = ["pose_encoder"]
@@ -86,11 +86,17 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         folders only. A transformer under its published class name is loaded as ours, strictly.
         """
         folder = weights.resolve(os.fspath(pretrained_model_name_or_path))
-        index = _read_index(folder)
-        if "transformer" not in kwargs and index["transformer"] != list(_OUR_TRANSFORMER):
-            dtype = {key: kwargs[key] for key in ("torch_dtype", "variant") if key in kwargs}
-            kwargs["transformer"] = DynamiCtrlTransformer3DModel.from_pretrained(folder / "transformer", **dtype)
+        _check_index(folder)
         return super().from_pretrained(folder, **kwargs)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - diffusers' own shape
+        """As diffusers', with the transformer's class named as ours whatever the folder calls it."""
+        config = super().load_config(*args, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        if "transformer" in index:
+            index["transformer"] = ["dynamictrl.transformer", "DynamiCtrlTransformer3DModel"]
+        return config
 
     @property
     def interrupt(self) -> bool:
@@ -231,7 +237,7 @@ class DynamiCtrlPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         pose_frames = pose_frames[consecutive_indices(len(pose_frames), num_frames)]
-        pose_frames = np.asarray(cover_crop(pose_frames, height, width))
+        pose_frames = cover_crop(pose_frames, height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         clips = len(prompts) * num_videos_per_prompt
@@ -341,17 +347,11 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         return stepped.float(), clean
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _check_index(folder: Path) -> None:
     path = folder / "model_index.json"
-    index = json.loads(path.read_text()) if path.is_file() else {}
-    if "transformer" not in index:
-        fault = "names no transformer" if index else "is missing"
+    if not path.is_file() or "transformer" not in json.loads(path.read_text()):
         raise CheckpointError(
-            f"{folder} is no DynamiCtrl model folder: its model_index.json {fault}. Name a folder that "
-            f"`save_pretrained` wrote, or a hub id of one.",
+            f"{folder} is no DynamiCtrl model folder: it has no model_index.json that names a transformer. Name a "
+            f"folder that `save_pretrained` wrote, or a hub id of one.",
             code="weights_missing",
         )
-    return index
-
-
-_OUR_TRANSFORMER = ("dynamictrl.transformer", "DynamiCtrlTransformer3DModel")

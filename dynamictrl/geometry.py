@@ -5,6 +5,8 @@ A clip of n = 4k + 1 frames becomes k + 1 latent frames, and 8 x 8 pixels one la
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -69,6 +71,14 @@ def cover_box(height: int, width: int, target_height: int, target_width: int) ->
     return left, top, left + crop_width, top + crop_height
 
 
+@overload
+def cover_crop(
+    pictures: Image.Image, height: int, width: int, *, resample: Image.Resampling | None = None
+) -> Image.Image: ...
+@overload
+def cover_crop(
+    pictures: NDArray[np.uint8], height: int, width: int, *, resample: Image.Resampling | None = None
+) -> NDArray[np.uint8]: ...
 def cover_crop(
     pictures: Image.Image | NDArray[np.uint8], height: int, width: int, *, resample: Image.Resampling | None = None
 ) -> Image.Image | NDArray[np.uint8]:

@@ -74,6 +74,15 @@ def test_an_even_latent_count_starts_with_its_first_latents_last_frame(vae):
 
 
 @torch.no_grad()
+def test_tiling_keeps_the_frame_count(vae):
+    vae.enable_tiling()
+    try:
+        assert latents.decode(vae, noise(1, 4, 16, 12, 8), 13).shape == (1, 3, 13, 96, 64)
+    finally:
+        vae.disable_tiling()
+
+
+@torch.no_grad()
 def test_encoding_scales_and_draws_from_the_posterior_or_takes_its_mean(vae):
     video = noise(1, 3, 5, 16, 16)
     posterior = vae.encode(video).latent_dist
