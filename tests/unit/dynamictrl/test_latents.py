@@ -77,7 +77,7 @@ def test_an_even_latent_count_starts_with_its_first_latents_last_frame(vae):
 def test_tiling_keeps_the_frame_count(vae):
     vae.enable_tiling()
     try:
-        assert latents.decode(vae, noise(1, 4, 16, 12, 8), 13).shape == (1, 3, 13, 96, 64)
+        assert latents.decode(vae, noise(1, 2, 16, 8, 8), 5).shape == (1, 3, 5, 64, 64)
     finally:
         vae.disable_tiling()
 
