@@ -46,6 +46,16 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 # Where OpenPose's 18 body joints are among the 133 with the neck put in at 17.
 _OPENPOSE = np.array([0, 17, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3])
+_NECK = 17
+
+
+def _joints_of_layout() -> NDArray[np.int64]:
+    body = [int(np.flatnonzero(joint == _OPENPOSE)[0]) for joint in range(17)]
+    return np.array([*body, *range(18, 134)])
+
+
+JOINTS_OF_LAYOUT = _joints_of_layout()
+"""Where the models' 133 joints are in the 134-point layout (the neck is ours)."""
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -258,8 +268,8 @@ def to_layout(points_133: Array, scores_133: Array) -> tuple[Array, Array]:
     neck = (points_133[5] + points_133[6]) / 2
     # The neck is as sure as its two shoulders are: DWPose makes it 1 or 0.
     seen = float(scores_133[5] > VISIBLE and scores_133[6] > VISIBLE)
-    points = np.insert(points_133, 17, neck, axis=0)
-    scores = np.insert(scores_133, 17, seen)
+    points = np.insert(points_133, _NECK, neck, axis=0)
+    scores = np.insert(scores_133, _NECK, seen)
     points[:18], scores[:18] = points[_OPENPOSE], scores[_OPENPOSE]
     return points, scores
 
