@@ -72,6 +72,7 @@ class PoseAdaptiveLayerNorm(PoseControl):
 
     @torch.no_grad()
     def silence(self) -> None:
+        # The pose stream falls silent with it: blocks after the first see no pose until its first updates.
         for parameter in self.parameters():
             parameter.zero_()
 

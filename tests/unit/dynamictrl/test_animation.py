@@ -6,10 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, ModelMixin
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXTransformer3DModel,
+    ModelMixin,
+)
 from PIL import Image
 
 from dynamictrl import DynamiCtrlPipeline
+from dynamictrl.base_weights import from_base
 from dynamictrl.errors import CheckpointError, InputError
 from dynamictrl.mini.tiny import write_tiny_model
 from dynamictrl.pose_control import POSE_CONTROLS
@@ -94,6 +100,21 @@ def test_a_published_folder_loads_under_its_own_class_names(tiny_model, tmp_path
     (folder / "model_index.json").write_text(json.dumps(index))
     made = DynamiCtrlPipeline.from_pretrained(folder)
     assert type(made.transformer).__name__ == "DynamiCtrlTransformer3DModel"
+
+
+def test_a_stock_cogvideox_folder_lends_its_other_parts(tiny_model, tmp_path):
+    """How training starts: the base's VAE, text encoder and scheduler around a transformer taken up from it."""
+    loaded = DynamiCtrlPipeline.from_pretrained(tiny_model)
+    config = {**loaded.transformer.config}
+    config.pop("pose_control")
+    parts = {name: getattr(loaded, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
+    stock = CogVideoXTransformer3DModel.from_config(config)
+    CogVideoXImageToVideoPipeline(**parts, transformer=stock).save_pretrained(tmp_path)
+    made = DynamiCtrlPipeline.from_pretrained(tmp_path, transformer=from_base(tmp_path))
+    made.set_progress_bar_config(disable=True)
+    assert animate(made).shape == (1, 5, 32, 16, 3)
+    with pytest.raises(CheckpointError, match="from_base"):
+        DynamiCtrlPipeline.from_pretrained(tmp_path)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
