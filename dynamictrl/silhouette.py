@@ -1,0 +1,147 @@
+"""A person's outline as far as a skeleton tells it: capsules along the bones, hulls for head, trunk, hands and feet.
+
+Widths are shares of the trunk's length, so they fit children, adults and close-ups alike.
+
+Shape suffixes: P persons, J joints, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamictrl.pose import (
+    FACE,
+    LEFT_ANKLE,
+    LEFT_ELBOW,
+    LEFT_HAND,
+    LEFT_HIP,
+    LEFT_KNEE,
+    LEFT_SHOULDER,
+    LEFT_WRIST,
+    NECK,
+    NOSE,
+    RIGHT_ANKLE,
+    RIGHT_ELBOW,
+    RIGHT_HAND,
+    RIGHT_HIP,
+    RIGHT_KNEE,
+    RIGHT_SHOULDER,
+    RIGHT_WRIST,
+    VISIBLE,
+)
+
+# Two joints and half the width at each, in trunk lengths: at most what lies within for sure (x SURE) to what may
+# (x POSSIBLE), fitted to people in everyday clothes.
+BONES = (
+    (RIGHT_SHOULDER, RIGHT_ELBOW, 0.13), (RIGHT_ELBOW, RIGHT_WRIST, 0.10), (LEFT_SHOULDER, LEFT_ELBOW, 0.13),
+    (LEFT_ELBOW, LEFT_WRIST, 0.10), (RIGHT_HIP, RIGHT_KNEE, 0.18), (RIGHT_KNEE, RIGHT_ANKLE, 0.13),
+    (LEFT_HIP, LEFT_KNEE, 0.18), (LEFT_KNEE, LEFT_ANKLE, 0.13), (NECK, NOSE, 0.14),
+)  # fmt: skip
+TRUNK = (RIGHT_SHOULDER, LEFT_SHOULDER, LEFT_HIP, RIGHT_HIP)
+TRUNK_MARGIN = 0.12
+HEAD_JOINTS = (NOSE, 14, 15, 16, 17)
+HEAD_MARGIN = 0.12
+HAND_MARGIN = 0.05
+FOOT_MARGIN = 0.08
+RIGHT_FOOT, LEFT_FOOT = slice(21, 24), slice(18, 21)
+
+SURE, LIKELY, POSSIBLE = 0.45, 1.0, 1.9
+
+
+@dataclass(frozen=True)
+class Silhouettes:
+    """Three nested outlines of all persons of one frame, each [H, W]."""
+
+    sure: NDArray[np.bool_]
+    likely: NDArray[np.bool_]
+    possible: NDArray[np.bool_]
+
+
+def silhouettes(
+    keypoints_PJ2: NDArray[np.float32], scores_PJ: NDArray[np.float32], height: int, width: int
+) -> Silhouettes:
+    """Outlines from x, y in [0, 1] of the frame and scores; all empty where nobody is seen."""
+    layers = [np.zeros((height, width), np.uint8) for _ in range(3)]
+    for points, scores in zip(keypoints_PJ2, scores_PJ, strict=True):
+        for layer, widening in zip(layers, (SURE, LIKELY, POSSIBLE), strict=True):
+            draw_person(layer, points, scores, 1, widening)
+    sure, likely, possible = (layer > 0 for layer in layers)
+    return Silhouettes(sure, likely, possible)
+
+
+def nearest_person(
+    keypoints_PJ2: NDArray[np.float32], scores_PJ: NDArray[np.float32], height: int, width: int
+) -> NDArray[np.uint8]:
+    """[H, W], the number (from 1) of the person whose drawn limbs are nearest; 0 everywhere where nobody is."""
+    nearest, distance = np.zeros((height, width), np.uint8), np.full((height, width), np.inf, np.float32)
+    for index, (points, scores) in enumerate(zip(keypoints_PJ2, scores_PJ, strict=True)):
+        layer = np.zeros((height, width), np.uint8)
+        draw_person(layer, points, scores, 1, 0.7)
+        if layer.any():
+            away = np.asarray(cv2.distanceTransform(1 - layer, cv2.DIST_L2, 3), np.float32)
+            nearer = away < distance
+            nearest[nearer], distance[nearer] = index + 1, away[nearer]
+    return nearest
+
+
+def trunk_length(points_J2: NDArray[np.float32], scores_J: NDArray[np.float32]) -> float:
+    """Neck to hips in pixels, or what the shoulders, the face or a limb let one guess of it; 0 where nothing does."""
+    seen = scores_J > VISIBLE
+    guesses = []
+    for start, end, share in (
+        (NECK, RIGHT_HIP, 1.03), (NECK, LEFT_HIP, 1.03), (RIGHT_SHOULDER, LEFT_SHOULDER, 0.68),
+        (RIGHT_KNEE, RIGHT_ANKLE, 0.8), (LEFT_KNEE, LEFT_ANKLE, 0.8), (RIGHT_ELBOW, RIGHT_WRIST, 0.5),
+        (LEFT_ELBOW, LEFT_WRIST, 0.5), (NECK, NOSE, 0.45),
+    ):  # fmt: skip
+        if seen[start] and seen[end]:
+            guesses.append(float(np.linalg.norm(points_J2[start] - points_J2[end])) / share)
+    # A side view shortens shoulders, a bow shortens the trunk: the longest of the first three, if any.
+    return max(guesses[:3], default=0.0)
+
+
+def draw_person(
+    layer: NDArray[np.uint8],
+    points_J2: NDArray[np.float32],
+    scores_J: NDArray[np.float32],
+    value: int,
+    widening: float,
+) -> None:
+    """Fills one person's outline into [H, W], every width times `widening`."""
+    height, width = layer.shape
+    pixels_J2 = points_J2 * np.array([width, height], np.float32)
+    seen = (scores_J > VISIBLE) & np.isfinite(points_J2).all(-1) & (np.abs(points_J2) < 4).all(-1)
+    unit = trunk_length(pixels_J2, np.where(seen, scores_J, 0)) * widening
+    if unit == 0:
+        return
+    for start, end, share in BONES:
+        if seen[start] and seen[end]:
+            _capsule(layer, pixels_J2[start], pixels_J2[end], share * unit, value)
+    _hull(layer, pixels_J2[list(TRUNK)][seen[list(TRUNK)]], TRUNK_MARGIN * unit, value)
+    head = np.concatenate([pixels_J2[FACE][seen[FACE]], pixels_J2[list(HEAD_JOINTS)][seen[list(HEAD_JOINTS)]]])
+    _hull(layer, head, HEAD_MARGIN * unit, value)
+    for part, margin in (
+        (LEFT_HAND, HAND_MARGIN),
+        (RIGHT_HAND, HAND_MARGIN),
+        (LEFT_FOOT, FOOT_MARGIN),
+        (RIGHT_FOOT, FOOT_MARGIN),
+    ):
+        _hull(layer, pixels_J2[part][seen[part]], margin * unit, value)
+
+
+def _capsule(
+    layer: NDArray[np.uint8], start: NDArray[np.float32], end: NDArray[np.float32], radius: float, value: int
+) -> None:
+    ends = np.round(np.stack([start, end])).astype(int).tolist()
+    cv2.line(layer, ends[0], ends[1], value, max(1, round(2 * radius)))
+
+
+def _hull(layer: NDArray[np.uint8], points_N2: NDArray[np.float32], margin: float, value: int) -> None:
+    if len(points_N2) < 2:
+        return
+    hull = np.asarray(cv2.convexHull(np.round(points_N2).astype(np.int32)))
+    cv2.fillConvexPoly(layer, hull, value)
+    cv2.polylines(layer, [hull], True, value, max(1, round(2 * margin)))

@@ -1,0 +1,186 @@
+"""Masks follow the persons that the poses name, with and without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynamictrl.errors import CheckpointError, InputError
+from dynamictrl.mask_tracking import Sam2MaskTracker, SkeletonMaskTracker
+from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
+from dynamictrl.pose import PoseSequence
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[MarionetteClip]:
+    """Six shots, two of them of two persons."""
+    return [
+        MarionetteScene(seed, seed + 100, seed + 200, persons=2 if seed % 3 == 0 else 1, close_up=False).render(
+            6, 384, 256, 12.0
+        )
+        for seed in range(6)
+    ]
+
+
+def overlap(found: np.ndarray, true: np.ndarray) -> float:
+    """Intersection over union."""
+    return float((found & true).sum() / max(1, (found | true).sum()))
+
+
+def overlaps(clip: MarionetteClip, masks: np.ndarray) -> list[float]:
+    return [
+        float(np.mean([overlap(m == label, t == label) for m, t in zip(masks, clip.persons, strict=True)]))
+        for label in range(1, clip.pose.num_persons + 1)
+    ]
+
+
+def test_skeleton_seeded_masks_cover_marionettes(clips: list[MarionetteClip]):
+    tracker = SkeletonMaskTracker()
+    assert tracker.model_id == "skeleton-seeded"
+    scores = [score for clip in clips for score in overlaps(clip, tracker(clip.frames, clip.pose))]
+    assert np.mean(scores) > 0.8
+    assert min(scores) > 0.55
+
+
+def test_two_persons_keep_their_own_labels(clips: list[MarionetteClip]):
+    clip = clips[0]
+    masks = SkeletonMaskTracker()(clip.frames, clip.pose)
+    right, wrong = overlaps(clip, masks), overlap(masks == 1, clip.persons == 2)
+    assert min(right) > 0.55 > 0.2 > wrong
+
+
+def test_the_same_clip_gives_the_same_masks(clips: list[MarionetteClip]):
+    clip = clips[1]
+    np.testing.assert_array_equal(
+        SkeletonMaskTracker()(clip.frames, clip.pose), SkeletonMaskTracker()(clip.frames, clip.pose)
+    )
+
+
+def test_frames_without_anyone_are_background(clips: list[MarionetteClip]):
+    clip = clips[1]
+    assert not SkeletonMaskTracker()(clip.frames, PoseSequence.empty(6)).any()
+    scores = clip.pose.scores.copy()
+    scores[:3] = 0
+    pose = PoseSequence(clip.pose.keypoints, scores, clip.pose.boxes, clip.pose.track_ids)
+    masks = SkeletonMaskTracker()(clip.frames, pose)
+    assert not masks[:3].any()
+    assert masks[3:].any(axis=(1, 2)).all()
+
+
+def test_a_plain_picture_of_one_colour_does_not_stop_the_tracker(clips: list[MarionetteClip]):
+    masks = SkeletonMaskTracker()(np.full_like(clips[1].frames, 90), clips[1].pose)
+    assert masks.any()
+
+
+def test_poses_of_another_length_are_refused(clips: list[MarionetteClip]):
+    with pytest.raises(InputError, match="6 frames and poses of 4"):
+        SkeletonMaskTracker()(clips[0].frames, clips[0].pose.frames(slice(0, 4)))
+
+
+# SAM 2: the real classes, tiny and untrained.
+
+
+@pytest.fixture(scope="module")
+def tiny_sam2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Sam2VideoModel of the real class with random weights, for pictures of 128 x 128."""
+    import torch
+    from transformers import (
+        Sam2HieraDetConfig,
+        Sam2VideoConfig,
+        Sam2VideoModel,
+        Sam2VideoProcessor,
+        Sam2VisionConfig,
+    )
+    from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor
+    from transformers.models.sam2_video.video_processing_sam2_video import Sam2VideoVideoProcessor
+
+    backbone = Sam2HieraDetConfig(
+        hidden_size=8,
+        num_attention_heads=1,
+        image_size=[128, 128],
+        blocks_per_stage=[1, 1, 1, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        global_attention_blocks=[],
+        window_size_per_stage=[8, 4, 4, 4],
+        window_positional_embedding_background_size=[2, 2],
+    )
+    vision = Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        fpn_hidden_size=128,
+    )
+    config = Sam2VideoConfig(
+        vision_config=vision.to_dict(),
+        prompt_encoder_config={"hidden_size": 128, "image_size": 128, "patch_size": 16},
+        mask_decoder_config={"hidden_size": 128, "iou_head_hidden_dim": 32, "mlp_dim": 64, "num_attention_heads": 2},
+        image_size=128,
+        memory_attention_hidden_size=128,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32,
+        memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=128,
+        memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=32,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sam2")
+    Sam2VideoModel(config).save_pretrained(folder)
+    size = {"height": 128, "width": 128}
+    Sam2VideoProcessor(
+        Sam2ImageProcessor(size=size, mask_size={"height": 32, "width": 32}), Sam2VideoVideoProcessor(size=size)
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_sam2_is_prompted_on_the_clearest_frame_and_runs_both_ways(
+    tiny_sam2: Path, clips: list[MarionetteClip], monkeypatch: pytest.MonkeyPatch
+):
+    clip = clips[0]
+    scores = clip.pose.scores * 0.6
+    scores[2] = clip.pose.scores[2]  # both persons are clearest in frame 2
+    pose = PoseSequence(clip.pose.keypoints, scores, clip.pose.boxes, clip.pose.track_ids)
+    tracker = Sam2MaskTracker(tiny_sam2, "cpu")
+    ran: list[tuple[int | None, bool]] = []
+    real = tracker.model.propagate_in_video_iterator
+
+    def watched(session: object, *, start_frame_idx: int | None = None, reverse: bool = False) -> Iterator[object]:
+        ran.append((start_frame_idx, reverse))
+        return real(session, start_frame_idx=start_frame_idx, reverse=reverse)
+
+    monkeypatch.setattr(tracker.model, "propagate_in_video_iterator", watched)
+    masks = tracker(clip.frames, pose)
+    assert ran == [(2, False), (2, True)]
+    assert masks.shape == clip.frames.shape[:3]
+    assert masks.dtype == np.uint8
+    assert set(np.unique(masks)) <= {0, 1, 2}
+    assert tracker.model_id == str(tiny_sam2)
+
+
+def test_sam2_visits_every_frame_for_every_person(tiny_sam2: Path, clips: list[MarionetteClip]):
+    tracker, clip = Sam2MaskTracker(tiny_sam2, "cpu"), clips[0]
+    seen = [(index, logits.shape) for index, logits in tracker._track(clip.frames, clip.pose, 2, [0, 1])]
+    assert sorted(index for index, _ in seen) == list(range(6))
+    assert {shape for _, shape in seen} == {(2, 384, 256)}
+
+
+def test_persons_never_clear_together_are_prompted_apart(tiny_sam2: Path, clips: list[MarionetteClip]):
+    clip = clips[0]
+    scores = clip.pose.scores.copy()
+    scores[:3, 1] = 0
+    scores[3:, 0] = 0
+    pose = PoseSequence(clip.pose.keypoints, scores, clip.pose.boxes, clip.pose.track_ids)
+    masks = Sam2MaskTracker(tiny_sam2, "cpu")(clip.frames, pose)
+    assert masks.shape == clip.frames.shape[:3]
+    assert not Sam2MaskTracker(tiny_sam2, "cpu")(clip.frames, PoseSequence.empty(6)).any()
+
+
+def test_missing_weights_are_named(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"config.json"):
+        Sam2MaskTracker(tmp_path, "cpu")
