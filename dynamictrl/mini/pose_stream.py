@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dynamictrl.dwpose import JOINTS_OF_LAYOUT
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
-from dynamictrl.mini.marionettes_scene import MARGIN, PLACES, paint_place
+from dynamictrl.mini.marionettes_scene import PLACES, paint_place
 
 SIZES = ((192, 128), (192, 128), (256, 256), (384, 216), (216, 384), (320, 240), (384, 256), (448, 256), (270, 480))
 PERSONS = 2
@@ -61,22 +61,32 @@ def _padded(clip: MarionetteClip) -> Batch:
 
 
 def _nobody(rng: np.random.Generator, height: int, width: int) -> Batch:
-    """A place without people, or a flat or blotchy picture."""
-    if rng.uniform() < 0.6:
+    """Views of a place without people, or flat and blotchy pictures."""
+    count = 4
+    if rng.uniform() < 0.7:
         place = paint_place(rng, str(rng.choice(sorted(PLACES))), height, width, 1.0)
-        top, left = int(rng.integers(2 * MARGIN * height)), int(rng.integers(2 * MARGIN * width))
-        picture = place[top : top + height, left : left + width]
+        pictures = [_view(rng, place, height, width) for _ in range(count)]
     else:
-        cells = int(rng.integers(1, 12))
-        blotches = rng.uniform(0, 255, (cells, cells, 3)).astype(np.float32)
-        picture = cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
-    frames = np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[None], 2, axis=0)
+        cells = rng.integers(1, 24, (count, 2))
+        blotches = [rng.uniform(0, 255, (*cell, 3)).astype(np.float32) for cell in cells]
+        pictures = [cv2.resize(blotch, (width, height), interpolation=cv2.INTER_CUBIC) for blotch in blotches]
+    frames = np.clip(np.stack(pictures), 0, 255).astype(np.uint8)
     return {
         "frames": frames,
-        "keypoints": np.zeros((2, PERSONS, 133, 2), np.float32),
-        "scores": np.zeros((2, PERSONS, 133), np.float32),
-        "boxes": np.zeros((2, PERSONS, 4), np.float32),
+        "keypoints": np.zeros((count, PERSONS, 133, 2), np.float32),
+        "scores": np.zeros((count, PERSONS, 133), np.float32),
+        "boxes": np.zeros((count, PERSONS, 4), np.float32),
     }
+
+
+def _view(rng: np.random.Generator, place: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+    """A random part of a painted place at the frame's size."""
+    share = rng.uniform(0.4, 1.0)
+    high, wide = round(share * place.shape[0]), round(share * place.shape[1])
+    top, left = int(rng.integers(place.shape[0] - high + 1)), int(rng.integers(place.shape[1] - wide + 1))
+    part = place[top : top + high, left : left + wide]
+    view = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(view[:, ::-1] if rng.uniform() < 0.5 else view, np.float32)
 
 
 class MarionetteStream(IterableDataset[Batch]):

@@ -164,7 +164,7 @@ def train(args: argparse.Namespace) -> MiniDetector:
     average = deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.02)
     places, strides = cell_grid(device)
-    batches = stream(args.seed, args.scenes, args.workers, empty_share=0.12)
+    batches = stream(args.seed, args.scenes, args.workers, empty_share=0.35)
     begun, step, shown = time.monotonic(), 0, 0
     while (passed := (time.monotonic() - begun) / (60 * args.minutes)) < 1:
         rate = args.learning_rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * passed))
