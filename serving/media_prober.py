@@ -7,6 +7,7 @@ One JSON object a line on standard input, {"question", "path"}; one JSON object 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import sys
@@ -14,7 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dynamictrl.errors import DynamiCtrlError, MediaError
+from dynamictrl.errors import CheckpointError, DynamiCtrlError, MediaError
+
+logger = logging.getLogger(__name__)
 
 
 def probe_image(path: Path, image_pixels: int) -> dict[str, int]:
@@ -89,6 +92,9 @@ def answer(question: dict[str, str], words: list[str]) -> dict[str, Any]:
         if question["question"] == "video":
             return probe_video(path, frame_pixels, video_seconds)
         return count_persons(path, pose_model)
+    except CheckpointError:
+        logger.exception("the pose model cannot be loaded")
+        return {"code": "no_pose_model", "message": "this service has no pose model; send a pose_video instead"}
     except DynamiCtrlError as problem:
         # Our own path stands in some messages; it is nothing that a client should see.
         return {"code": problem.code, "message": str(problem).replace(str(path), "the file")}

@@ -40,3 +40,56 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dynamictrl.mini.tiny import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def person_and_pose(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A picture (64x96) and a drawn pose video (64x96, 12 fps, 17 frames) of a figure that moves its arm."""
+    import numpy as np
+    from PIL import Image
+
+    from dynamictrl.pose import NUM_KEYPOINTS, RIGHT_WRIST, PoseSequence
+    from dynamictrl.pose_drawing import draw_pose
+    from dynamictrl.video import write_video
+
+    folder = tmp_path_factory.mktemp("person_and_pose")
+    frames = 17
+    generator = np.random.default_rng(7)
+    keypoints = np.repeat(generator.uniform(0.3, 0.7, (1, 1, NUM_KEYPOINTS, 2)), frames, axis=0).astype(np.float32)
+    keypoints[:, 0, RIGHT_WRIST, 0] = np.linspace(0.1, 0.9, frames)
+    scores = np.ones((frames, 1, NUM_KEYPOINTS), np.float32)
+    boxes = np.tile(np.array([0.1, 0.1, 0.9, 0.9], np.float32), (frames, 1, 1))
+    pose = PoseSequence(keypoints, scores, boxes, np.array([1], np.int32))
+    write_video(folder / "pose.mp4", draw_pose(pose, 96, 64), 12)
+    Image.fromarray(generator.integers(0, 255, (96, 64, 3), dtype=np.uint8)).save(folder / "person.png")
+    return folder / "person.png", folder / "pose.mp4"
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set folder of marionettes, as curation writes it: six clips of 13 to 18 frames, one of 3, in two shards."""
+    import json
+
+    import numpy as np
+
+    from dynamictrl import shards
+    from dynamictrl.mini.marionettes import sample_clip
+    from dynamictrl.video import encode_video
+
+    root = tmp_path_factory.mktemp("data") / "set"
+    samples = []
+    for number, frames in enumerate([13, 14, 15, 3, 16, 17, 18]):
+        clip = sample_clip(np.random.default_rng(number), num_frames=frames, height=96, width=64, fps=12)
+        info = {"schema_version": shards.SCHEMA_VERSION, "fps": 12.0, "frames": frames, "height": 96, "width": 64}
+        members = {
+            "mp4": encode_video(clip.frames, 12),
+            "pose.npz": clip.pose.to_npz(),
+            "mask.npz": shards.pack_mask(clip.persons, clip.clothes),
+            "txt": clip.caption.encode(),
+            "json": json.dumps(info).encode(),
+        }
+        samples.append(shards.Sample(f"clip{number:04d}", members))
+    for number, part in enumerate((samples[:4], samples[4:])):
+        shards.write_shard(root / "shards" / shards.SHARD_NAME.format(number), part)
+    shards.write_json(root / "dataset.json", {"schema_version": shards.SCHEMA_VERSION, "recipe": "tests"})
+    return root
