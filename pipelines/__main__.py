@@ -69,8 +69,10 @@ class Marionettes:
 
     def run(self) -> int:
         from dynamictrl.mini.marionettes import write_marionettes
+        from pipelines.progress import Progress
 
-        paths = write_marionettes(self.out, self.count, self.seed)
+        with Progress("marionettes", self.count, "videos") as progress:
+            paths = write_marionettes(self.out, self.count, self.seed, progress=lambda done, _: progress.advance(1))
         print(f"{len(paths)} videos in {self.out}")
         return DONE
 
@@ -160,7 +162,7 @@ def _parse(name: str, kind: Any, arguments: Sequence[str], **options: Any) -> An
             raise
         raise ConfigError(_one_line(complaints.getvalue())) from None
     if unknown:
-        flags = _flags(options.get("default") or kind)
+        flags = _flags(options.get("default", kind))  # pyright: ignore[reportArgumentType]
         near = difflib.get_close_matches(unknown[0], flags, n=1)
         hint = f"did you mean {near[0]}?" if near else f"`python -m pipelines {name} --help` lists the fields"
         raise ConfigError(f"{name} has no field {unknown[0]}; {hint}")

@@ -63,6 +63,11 @@ class Clip:
     licence: str = ""
     consent: str = ""
 
+    def __post_init__(self):
+        # Arrow gives floats back: 12 and 12.0 would make a row's text depend on where it has been.
+        for name in ("start", "end", "fps"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     @property
     def duration(self) -> float:
         """Seconds."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.data
 import ray.exceptions
+from ray.util.annotations import RayDeprecationWarning
 
 from dynamictrl.errors import ConfigError, DynamiCtrlError
 from pipelines.clip import Clip, from_table, to_table
@@ -40,15 +42,26 @@ NO_PROGRESS_SECONDS = 24 * 3600
 """Ray gives up on a plan without finished rows for so long; our own time limit per source is the real one."""
 
 
-class _Worker:
-    """One operator in one actor."""
+_ready: dict[str, Operator] = {}
+"""The operators that this worker process has set up, by digest."""
 
-    def __init__(self, operator: Operator):
-        self.operator = operator
+
+def _apply(table: pa.Table, operator: Operator, digests: tuple[str, ...]) -> pa.Table:
+    """One block of rows through one operator, set up once in each process; `digests` are the operators still needed."""
+    for digest in _ready.keys() - set(digests):
+        _ready.pop(digest).close()
+    if operator.ledger.digest not in _ready:
         operator.setup()
+        _ready[operator.ledger.digest] = operator
+    ready = _ready[operator.ledger.digest]
+    return to_table([result for clip in from_table(table) for result in ready.run(clip)])
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return to_table([result for clip in from_table(table) for result in self.operator.run(clip)])
+
+class _Worker:
+    """`_apply` in an actor, for operators that hold a GPU."""
+
+    def __call__(self, table: pa.Table, operator: Operator, digests: tuple[str, ...]) -> pa.Table:
+        return _apply(table, operator, digests)
 
 
 class RayRunner:
@@ -64,24 +77,16 @@ class RayRunner:
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
         context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def run(self, operators: Sequence[Operator], units: Sequence[Clip], advance: Advance) -> None:
         """As `Runner.run`; raises what an operator raised about settings or weights."""
         lanes = self._lanes(operators, len(units))
         dataset = ray.data.from_arrow([to_table(block) for block in _blocks(units, lanes)])
+        digests = tuple(operator.ledger.digest for operator in operators)
+        cpus = self._cpus(operators, lanes)
         for operator in operators:
-            dataset = dataset.map_batches(
-                _Worker,
-                fn_constructor_args=(operator,),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=lanes),
-                num_cpus=self._cpus(operators, lanes),
-                num_gpus=operator.num_gpus or None,
-                max_restarts=RETRIES,
-                max_task_retries=RETRIES,
-            )
+            dataset = _mapped(dataset, operator, digests, lanes, cpus)
         by_source, seen = not units[0].key, Seen()
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -129,9 +134,33 @@ class RayRunner:
         return min(1.0, max(0.01, int(share * 100) / 100))
 
 
+def _mapped(
+    dataset: ray.data.Dataset, operator: Operator, digests: tuple[str, ...], lanes: int, cpus: float
+) -> ray.data.Dataset:
+    """The dataset behind one operator. A GPU gets actors, of a fixed number; what runs on the CPU is tasks, which share
+    their processes with the steps before and after and so start nothing anew."""
+    if operator.num_gpus:
+        how: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=lanes), "num_gpus": operator.num_gpus}
+        how |= {"max_restarts": RETRIES, "max_task_retries": RETRIES}
+    else:
+        how = {"compute": ray.data.TaskPoolStrategy(size=lanes), "max_retries": RETRIES}
+    function: Any = _Worker if operator.num_gpus else _apply
+    with warnings.catch_warnings():
+        # Ray wants to drop these arguments and has no others for the number of retries, which is endless without.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
+            function,
+            fn_kwargs={"operator": operator, "digests": digests},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=cpus,
+            **how,
+        )
+
+
 def _start(workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR}
     if address:
         try:
             ray.init(address=address, **quiet)

@@ -129,6 +129,7 @@ def _card(dataset: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 def _side_by_side(sample: Sample) -> NDArray[np.uint8]:
     """[F, H, 2 W, 3], shrunk for the page."""
     import numpy as np
+    from PIL import Image
 
     from dynamictrl.geometry import cover_crop
     from dynamictrl.pose_drawing import draw_pose
@@ -139,7 +140,7 @@ def _side_by_side(sample: Sample) -> NDArray[np.uint8]:
     scale = min(1.0, SAMPLE_HEIGHT / height)
     size = (max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2))
     small = np.asarray(cover_crop(frames, *size))
-    masks = np.asarray(cover_crop(sample.person_mask[:count], *size, resample=0))  # pyright: ignore[reportArgumentType]
+    masks = np.asarray(cover_crop(sample.person_mask[:count], *size, resample=Image.Resampling.NEAREST))
     shown = _tinted(small, masks)
     pose = draw_pose(sample.pose.frames(slice(0, count)), *size)
     drawn = np.where(pose.max(axis=-1, keepdims=True) > 0, np.maximum(pose, shown // 3), shown)

@@ -71,7 +71,10 @@ def _list_web(prefix: str) -> list[tuple[str, int, str]]:
         return [(prefix, 0, "")]
     import fsspec
 
-    found = cast("dict[str, Any]", fsspec.filesystem("https").find(prefix, detail=True))
+    system = fsspec.filesystem("https")
+    # `find` takes a server that does not answer for an empty folder; `ls` raises.
+    system.ls(prefix)
+    found = cast("dict[str, Any]", system.find(prefix, detail=True))
     return [(uri, int(entry.get("size") or 0), "") for uri, entry in found.items()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -57,7 +58,9 @@ class CutClips(Stage):
 
         from dynamictrl.video import crop_to_even, iter_frames, write_video
 
-        stretch = iter_frames(Path(clip.path), start=clip.start, end=clip.end, fps=self.fps)
+        # A clip's place is rounded to the millisecond, which must not make room for one frame more.
+        most = max(1, int(clip.duration * self.fps + 0.05))
+        stretch = islice(iter_frames(Path(clip.path), start=clip.start, end=clip.end, fps=self.fps), most)
         frames_FHWC = crop_to_even(np.stack([self._shrink(frame_HWC) for _, frame_HWC in stretch]))
         count, height, width = frames_FHWC.shape[:3]
         if min(height, width) < 2:

@@ -77,7 +77,7 @@ class EncodeLatents(Stage):
 
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         vae = AutoencoderKLCogVideoX.from_pretrained(self._folder / "vae", torch_dtype=dtype)
-        return vae.to(torch.device(self.device))
+        return vae.to(torch.device(self.device))  # pyright: ignore[reportArgumentType]
 
     @cached_property
     def _prompts(self) -> PromptEncoder:
@@ -88,9 +88,8 @@ class EncodeLatents(Stage):
 
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         tokenizer = AutoTokenizer.from_pretrained(self._folder / "tokenizer")
-        encoder = T5EncoderModel.from_pretrained(self._folder / "text_encoder", dtype=dtype).to(
-            torch.device(self.device)
-        )
+        encoder = T5EncoderModel.from_pretrained(self._folder / "text_encoder", dtype=dtype)
+        encoder.to(torch.device(self.device))  # pyright: ignore[reportArgumentType]
         config = json.loads((self._folder / "transformer" / "config.json").read_text())
         return PromptEncoder(tokenizer, encoder, config["max_text_seq_length"])
 
@@ -118,7 +117,7 @@ class EncodeLatents(Stage):
         sample = Sample(clip.key, {extension: clip.file(extension).read_bytes() for extension in MEMBERS})
         encodings = self._encode(read_window(sample, by.window, self.masked_reference))
         storage.write_bytes(clip.file(LATENTS), to_bytes(encodings, by))
-        models = {"vae_sha256": by.vae_sha256, "text_encoder_sha256": by.text_encoder_sha256}
+        models = {"vae sha256": by.vae_sha256, "text_encoder sha256": by.text_encoder_sha256}
         yield clip.with_file(LATENTS).with_scores(encoded=1).with_models(encoder=self.model, **models)
 
     def _encode(self, pixels: WindowPixels) -> Encodings:

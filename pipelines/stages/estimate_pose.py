@@ -45,5 +45,9 @@ class EstimatePose(Stage):
 
         pose = self.estimator(read_video(clip.file("mp4")).frames)
         storage.write_bytes(clip.file("pose.npz"), pose.to_npz())
-        models = {"pose": self.estimator.model_id, "pose_sha256": str(self.estimator.weights_sha256)}
-        yield clip.with_file("pose.npz").with_models(**models).with_scores(persons=pose.num_persons)
+        hashes = {f"{name} sha256": sha256 for name, sha256 in self.estimator.weights_sha256.items()}
+        yield (
+            clip.with_file("pose.npz")
+            .with_models(pose=self.estimator.model_id, **hashes)
+            .with_scores(persons=pose.num_persons)
+        )

@@ -1,0 +1,202 @@
+"""A whole run in this process: what it leaves, what a rerun does, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from dynamictrl.errors import ConfigError
+from dynamictrl.shards import MEMBERS, open_dataset
+from pipelines import dataset_files, job
+from pipelines.clip import Clip
+from pipelines.operators import Operator
+from pipelines.shard_plan import ShardPlan
+from pipelines.stages.keep_duration import KeepDuration
+from pipelines.stages.write_shards import WriteShards
+from pipelines.verify import verify
+from tests.unit.pipelines.conftest import StandStill, Weightless
+
+MakePipeline = Callable[..., Weightless]
+
+
+@pytest.fixture
+def videos(make_video: Callable[..., Path]) -> Path:
+    """Three good sources of which one has a short shot, a copy, and two that cannot be read."""
+    first = make_video("a.mp4", (1, 24), (2, 36))
+    make_video("b.mp4", (3, 40), fps=20)
+    make_video("c.mp4", (4, 24), (5, 8))
+    shutil.copy(first, first.with_name("z-copy.mp4"))
+    first.with_name("empty.mp4").write_bytes(b"")
+    first.with_name("notes.txt").write_text("no video")
+    return first.parent
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a data set but the work folder, with its content."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and ".work" not in p.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(paths)}
+
+
+def run(pipeline: Weightless) -> job.Outcome:
+    return job.run("weightless", pipeline)
+
+
+def test_a_run_accounts_for_every_source_and_every_clip(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    outcome = run(weightless())
+    counts = outcome.description["counts"]
+    assert counts["sources"] == 6
+    assert (counts["clips"], counts["kept"]) == (9, 5)
+    assert counts["rejected"] == {"duplicate_source": 3, "too_short": 1}
+    assert counts["quarantined"] == {"empty_file": 1, "not_media": 1}
+    rows = dataset_files.read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert len({row["key"] for row in rows}) == len(rows) == 9
+    quarantine = dataset_files.read_quarantine(tmp_path / "out" / "quarantine.jsonl")
+    accounted = {Path(x).name for x in [*(r["source"] for r in rows), *(q["uri"] for q in quarantine)]}
+    assert accounted == {p.name for p in videos.iterdir()}
+
+
+def test_the_folder_is_the_contracts_and_stock_webdataset_reads_it(
+    videos: Path, weightless: MakePipeline, tmp_path: Path
+):
+    run(weightless())
+    dataset = open_dataset(tmp_path / "out")
+    assert (dataset.root / "report" / "index.html").is_file()
+    assert verify(dataset.root) == []
+    samples = list(webdataset.WebDataset([str(p) for p in dataset.shards], shardshuffle=False))
+    assert len(samples) == 5
+    for sample in samples:
+        assert set(MEMBERS) <= set(sample)
+        assert json.loads(sample["json"])["key"] == sample["__key__"]
+    assert len(dataset.shards) > 1
+
+
+def test_a_second_run_does_nothing_and_says_so(
+    videos: Path, weightless: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert run(weightless()).changed
+    before = tree(tmp_path / "out")
+    monkeypatch.setattr(Operator, "run", lambda *_: pytest.fail("a finished unit was run again"))
+    assert not run(weightless()).changed
+    assert tree(tmp_path / "out") == before
+
+
+def test_two_runs_into_two_folders_give_the_same_shards(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    run(weightless(out=tmp_path / "one" / "set"))
+    run(weightless(out=tmp_path / "two" / "set"))
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing catches it."""
+
+
+STOPS = [("source", 1), ("clip", 0), ("clip", 2), ("shard", 0), ("shard", 1), *(("manifest", n) for n in range(3))]
+
+
+def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bytes(
+    videos: Path, weightless: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(weightless(out=tmp_path / "whole"))
+    whole = tree(tmp_path / "whole")
+    for where, after in STOPS:
+        out = tmp_path / f"{where}-{after}" / "whole"
+        stop_at(where, after, weightless(out=out), monkeypatch)
+        assert run(weightless(out=out)).changed
+        assert tree(out) == whole, (where, after)
+
+
+def stop_at(where: str, after: int, pipeline: Weightless, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs until something has happened `after` times, and stops there as a kill would."""
+    with monkeypatch.context() as patch:
+        target, name = {
+            "source": (Operator, "recall"),
+            "clip": (StandStill, "process"),
+            "shard": (ShardPlan, "commit"),
+            "manifest": (dataset_files, ["write_manifest", "write_quarantine", "write_description"][after]),
+        }[where]
+        real, calls = getattr(target, name), []
+
+        def stop(*arguments: object) -> object:
+            calls.append(name)
+            if len(calls) > (0 if where == "manifest" else after):
+                raise Killed
+            return real(*arguments)
+
+        patch.setattr(target, name, stop)
+        with pytest.raises(Killed):
+            run(pipeline)
+
+
+def test_a_source_that_comes_later_gets_shards_of_its_own_and_leaves_the_others(
+    videos: Path, weightless: MakePipeline, make_video: Callable[..., Path], tmp_path: Path
+):
+    run(weightless())
+    before = tree(tmp_path / "out" / "shards")
+    make_video("later.mp4", (9, 24))
+    outcome = run(weightless())
+    after = tree(tmp_path / "out" / "shards")
+    assert outcome.description["counts"]["kept"] == 6
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_source_that_has_gone_leaves_its_clips_in_the_data_set(
+    videos: Path, weightless: MakePipeline, tmp_path: Path
+):
+    run(weightless())
+    (videos / "b.mp4").unlink()
+    assert run(weightless()).description["counts"]["kept"] == 5
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_shard_that_was_lost_is_written_again_with_the_same_bytes(
+    videos: Path, weightless: MakePipeline, tmp_path: Path
+):
+    run(weightless())
+    before = tree(tmp_path / "out" / "shards")
+    open_dataset(tmp_path / "out").shards[0].unlink()
+    assert run(weightless()).changed
+    assert tree(tmp_path / "out" / "shards") == before
+
+
+def test_a_renamed_source_keeps_its_keys(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    run(weightless())
+    (videos / "b.mp4").rename(videos / "renamed.mp4")
+    assert run(weightless()).description["counts"]["kept"] == 5
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_folder_made_with_other_settings_is_refused_by_name(videos: Path, weightless: MakePipeline):
+    run(weightless())
+    with pytest.raises(ConfigError, match=r"duration\.shortest was 1\.0, is 2\.0"):
+        run(weightless(duration=KeepDuration(shortest=2.0)))
+
+
+def test_settings_of_speed_alone_may_change(videos: Path, weightless: MakePipeline):
+    run(weightless())
+    assert not run(weightless(workers=7, time_limit=99.0)).changed
+
+
+def test_nothing_is_left_behind_by_a_run_that_was_refused(weightless: MakePipeline, tmp_path: Path):
+    with pytest.raises(ValueError, match="does not exist"):
+        run(weightless(videos=(str(tmp_path / "nowhere"),)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_shard_is_closed_before_it_passes_its_size(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    run(weightless(shards=WriteShards(size=0.03)))
+    sizes = [p.stat().st_size for p in open_dataset(tmp_path / "out").shards]
+    assert len(sizes) > 1
+    assert max(sizes) <= 0.03 * 2**20 + 10240
+
+
+def test_keys_are_those_of_content_and_place(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    run(weightless())
+    for row in dataset_files.read_manifest(tmp_path / "out" / "manifest.parquet"):
+        if not row["reason"]:
+            clip = Clip(source_sha256=row["source_sha256"]).at(row["start"], row["end"])
+            assert row["key"] == clip.key
