@@ -28,6 +28,7 @@ KNOWN_BASES: dict[str, dict[str, Any]] = {
     "CogVideoX-5b-I2V": _COGVIDEOX | {"num_layers": 42, "num_attention_heads": 48},
     "CogVideoX1.5-5B-I2V": _COGVIDEOX
     | {"num_layers": 42, "num_attention_heads": 48, "patch_size_t": 2, "ofs_embed_dim": 512},
+    "DynamiCtrl": _COGVIDEOX | {"num_layers": 42, "num_attention_heads": 48, "patch_size_t": 2, "ofs_embed_dim": 512},
 }
 """Transformer configs of the published bases, by the last part of their hub ids, widened to a reference image."""
 
@@ -144,10 +145,11 @@ def base_config(base: str) -> dict[str, Any]:
     """The transformer's config of a base: a published one's from the table, a folder's from its config.json."""
     from dynamictrl import weights
 
-    known = base.rsplit("/", 1)[-1]
-    if known in KNOWN_BASES:
-        return KNOWN_BASES[known]
-    if not base.startswith("mini/") and not Path(base).expanduser().is_dir():
+    folder = Path(base).expanduser()
+    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~", "mini/")) and not folder.is_dir()
+    if is_hub_id and folder.name in KNOWN_BASES:
+        return KNOWN_BASES[folder.name]
+    if is_hub_id:
         raise ConfigError(
             f"the base {base!r} is no local folder, and its shape is not known; known are {', '.join(KNOWN_BASES)}",
             param="base",

@@ -78,6 +78,7 @@ def tiny_on_cpu() -> Recipe:
     small = mini()
     return replace(
         small,
+        model=replace(small.model, fresh_pose=False),
         clips=replace(small.clips, height=32, width=32, num_frames=5),
         optimization=replace(small.optimization, steps=4, batch_size=2, micro_batch_size=1, warmup_steps=0),
         workers=replace(small.workers, num_workers=0, zero_stage=2, threads_per_worker=0),

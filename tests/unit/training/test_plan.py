@@ -1,0 +1,88 @@
+"""The plan's arithmetic against real models, published counts, and what cannot fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dynamictrl.errors import ConfigError, InputError
+from training.plan import (
+    KNOWN_BASES,
+    base_config,
+    control_parameters,
+    forward_flop,
+    plan,
+    transformer_parameters,
+)
+from training.recipes import dynamictrl_2b, dynamictrl_5b, mini
+
+
+@pytest.mark.parametrize("pose_control", ["padaln", "cross_attention", "unified_tokens", "direct_addition"])
+@pytest.mark.parametrize("base", ["1.0", "1.5"])
+def test_the_parameter_count_is_the_real_models(base: str, pose_control: str):
+    from dynamictrl.mini.tiny import tiny_transformer
+
+    model = tiny_transformer(base, pose_control)  # pyright: ignore[reportArgumentType]
+
+    assert transformer_parameters(model.config, pose_control) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_published_models_have_their_published_sizes():
+    five = plan(dynamictrl_5b())
+    two = plan(dynamictrl_2b())
+
+    assert (five.parameters, five.pose_parameters, five.tokens) == (5_770_420_864, 198_825_984, 20_626)
+    assert (two.parameters, two.pose_parameters, two.tokens) == (1_782_668_352, 88_761_600, 17_776)
+    assert five.forward_tflop == pytest.approx(416, rel=0.01)
+    assert two.forward_tflop == pytest.approx(120, rel=0.01)
+
+
+def test_zero_stages_divide_the_states_over_the_gpus():
+    recipe = dynamictrl_5b()
+    static = {
+        stage: sum(
+            plan(replace(recipe, workers=replace(recipe.workers, zero_stage=stage)), gpus=4).memory_gb[name]
+            for name in ("weights", "gradients", "optimizer")
+        )
+        for stage in (1, 2, 3)
+    }
+
+    assert static == pytest.approx({1: 40.4, 2: 31.7, 3: 23.1}, abs=0.1)
+
+
+def test_what_cannot_fit_is_refused_with_the_way_out():
+    result = plan(dynamictrl_5b(), gpus=1, gpu_memory_gib=80)
+
+    assert not result.fits
+    assert "80.0 GiB" in result.refusal()
+    assert "--zero-stage" in result.refusal()
+
+
+def test_cross_attention_costs_more_than_a_norm():
+    config = KNOWN_BASES["CogVideoX-5b"]
+
+    assert control_parameters(config, "cross_attention") > 5 * control_parameters(config, "padaln")
+    assert forward_flop(config, "cross_attention", 1000, 226) > forward_flop(config, "padaln", 1000, 226)
+
+
+def test_a_folder_is_planned_from_its_own_config(tiny_model: Path):
+    recipe = mini()
+    result = plan(replace(recipe, model=replace(recipe.model, base=str(tiny_model))))
+    config = json.loads((tiny_model / "transformer" / "config.json").read_text())
+
+    assert result.parameters == transformer_parameters(config, "padaln")
+    assert result.fits
+
+
+def test_an_unknown_base_is_refused_with_those_known():
+    with pytest.raises(ConfigError, match="CogVideoX-2b"):
+        base_config("somebody/else")
+
+
+def test_an_illegal_size_is_refused_with_the_nearest_legal_one():
+    recipe = dynamictrl_5b()
+    with pytest.raises(InputError, match="768x992"):
+        plan(replace(recipe, clips=replace(recipe.clips, height=1000)))
