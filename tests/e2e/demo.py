@@ -143,7 +143,7 @@ def request_clip(base_url: str, held_out: dict[str, Any]) -> bytes:
 # --- 5: scores -------------------------------------------------------------------------------------------------------
 
 
-def score(name: str, frames: np.ndarray, held_out: dict[str, Any], estimator: Any) -> Score:  # noqa: ANN401
+def score(name: str, frames: np.ndarray, held_out: dict[str, Any], estimator: Any) -> Score:
     """PSNR* and SSIM against the true frames, and how far the pose found in `frames` follows the driving one."""
     from dynamictrl import metrics
 
@@ -175,7 +175,7 @@ def scores(out: Path, held_out: dict[str, Any]) -> list[Score]:
 # --- 6: the page -----------------------------------------------------------------------------------------------------
 
 
-def overlay(frames: np.ndarray, sample: Any) -> np.ndarray:  # noqa: ANN401
+def overlay(frames: np.ndarray, sample: Any) -> np.ndarray:
     """Frames with the person's mask tinted and the pose drawn over them."""
     from dynamictrl.pose_drawing import draw_pose
 
