@@ -50,9 +50,10 @@ class _Nameless:
 class FrameStream:
     """The main video stream of a file or of bytes; a context manager. Raises MediaError on opening."""
 
-    def __init__(self, source: VideoSource):
+    def __init__(self, source: VideoSource, *, threads: int = _DECODER_THREADS):
         source = Path(source) if isinstance(source, str) else source
         self._label = f"{len(source)} bytes" if isinstance(source, bytes) else source.name
+        self._threads = threads
         self._file = self._open_file(source)
         try:
             self._container = self._open_container()
@@ -116,7 +117,7 @@ class FrameStream:
             raise self._error("unsupported_codec", "is in a format that this FFmpeg cannot decode; convert it to H.264")
         self._check_size(context.width, context.height)
         context.thread_type = "AUTO"
-        context.thread_count = _DECODER_THREADS
+        context.thread_count = self._threads
         return streams[0]
 
     def _check_size(self, width: int, height: int) -> None:
