@@ -16,7 +16,7 @@ from dynamictrl.mini.marionettes_character import Character
 from dynamictrl.mini.marionettes_figure import CODES
 from dynamictrl.mini.marionettes_head import ear_and_eye_points, landmarks
 from dynamictrl.mini.marionettes_motion import Motion
-from dynamictrl.mini.marionettes_shapes import Array, Part, View
+from dynamictrl.mini.marionettes_shapes import Array, Layer, Part, View
 from dynamictrl.mini.marionettes_skeleton import Body
 from dynamictrl.pose import FACE, FEET, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
 
@@ -104,11 +104,17 @@ def score_points(
 
 def boxes_of(parts: Sequence[Part], width: float, height: float) -> NDArray[np.float32]:
     """The figure's extent in shares of the frame, [F, 4], cut at the frame's edges; zeros where it is outside."""
-    solid = [layer for part in parts for layer in part.layers if layer.solid and layer.width_F is None]
-    low = np.min([layer.points.min(axis=1) for layer in solid], axis=0)
-    high = np.max([layer.points.max(axis=1) for layer in solid], axis=0)
+    edges = [_edges(layer) for part in parts for layer in part.layers if layer.solid]
+    low, high = np.min([edge[0] for edge in edges], axis=0), np.max([edge[1] for edge in edges], axis=0)
     boxes = np.concatenate([low, high], axis=1) / np.array([width, height, width, height])
     boxes = np.clip(boxes, 0, 1)
     outside = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
     boxes[outside] = 0
     return boxes.astype(np.float32)
+
+
+def _edges(layer: Layer) -> tuple[Array, Array]:
+    """Lowest and highest x, y of a layer in every frame: [F, 2] each."""
+    points = layer.points.reshape(len(layer.points), -1, 2)
+    half = 0.0 if layer.width_F is None else layer.width_F[:, None] / 2
+    return points.min(axis=1) - half, points.max(axis=1) + half
