@@ -1,0 +1,91 @@
+"""A driving video of a person, read by the shipped mini pose model: taken, or refused where nobody is to be seen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from dynamictrl.errors import InputError
+from dynamictrl.mini.marionettes import sample_clip
+from dynamictrl.video import write_video
+from serving.__main__ import main
+from serving.api import build_api
+from serving.engine import Engine
+from serving.jobs import AnimationJob, Settings
+from serving.model_source import locate
+from serving.recipes import mini
+
+SETTINGS = Settings(
+    prompt="a figure", width=128, height=192, num_frames=5, fps=12.0, resample=False, num_inference_steps=1,
+    guidance_scale=1.0, seed=5
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Media:
+    person: Path
+    driving: Path
+    nobody: Path
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    """A marionette's picture, another one's dance, and a picture of nothing."""
+    folder = tmp_path_factory.mktemp("marionettes")
+    media = Media(folder / "person.png", folder / "driving.mp4", folder / "nobody.png")
+    generator = np.random.default_rng(3)
+    person, dance = (sample_clip(generator, 9, 192, 128, 12.0, persons=1) for _ in range(2))
+    Image.fromarray(person.frames[0]).save(media.person)
+    write_video(media.driving, dance.frames, 12.0)
+    Image.new("RGB", (128, 192), (90, 120, 90)).save(media.nobody)
+    return media
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Engine:
+    return Engine(locate(str(tiny_model)), "mini/dwpose", device="cpu", threads=1)
+
+
+def test_a_persons_image_follows_another_persons_video(engine: Engine, media: Media):
+    clip = engine.animate(AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving))
+    assert clip.frames.shape == (5, 192, 128, 3)
+
+
+def test_an_image_without_a_person_is_refused(engine: Engine, media: Media):
+    with pytest.raises(InputError) as refused:
+        engine.animate(AnimationJob(settings=SETTINGS, image=media.nobody, driving_video=media.driving))
+    assert refused.value.code == "no_person_in_image"
+
+
+def test_the_command_line_exits_with_2_where_there_is_nobody(
+    tiny_model: Path, media: Media, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["animate", "--model", tiny_model, "--image", media.nobody, "--driving", media.driving, "--prompt", "p"]
+    assert main([*map(str, words), "--out", str(tmp_path / "o.mp4"), "--num-frames", "5"]) == 2
+    assert "person" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "o.mp4").exists()
+
+
+@pytest.fixture(scope="module")
+def http(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    service = replace(mini(), model=str(tiny_model), data_folder=tmp_path_factory.mktemp("data"))
+    with TestClient(build_api(service), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def test_the_service_refuses_a_job_without_a_person_at_once(http: TestClient, media: Media):
+    def post(image: Path, path: str = "/v1/videos"):
+        files = {"input_reference": image.open("rb"), "driving_video": media.driving.open("rb")}
+        return http.post(path, data={"prompt": "p"}, files=files)
+
+    refused = post(media.nobody)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_person_in_image")
+    assert refused.json()["error"]["param"] == "input_reference"
+    accepted = post(media.person)
+    assert (accepted.status_code, accepted.json()["size"]) == (200, "128x192")
+    assert post(media.person, "/v1/videos/preflight").json()["persons_in_image"] == 1
+    assert post(media.nobody, "/v1/videos/preflight").json()["persons_in_image"] == 0
