@@ -10,6 +10,7 @@ Shape suffixes: B batch, F latent frames, C channels, H W latent size, S video t
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -148,23 +149,7 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         )
         width = num_attention_heads * attention_head_dim
 
-        self.patch_embed = CogVideoXPatchEmbed(
-            patch_size=patch_size,
-            patch_size_t=patch_size_t,
-            in_channels=in_channels,
-            embed_dim=width,
-            text_embed_dim=text_embed_dim,
-            bias=patch_bias,
-            sample_width=sample_width,
-            sample_height=sample_height,
-            sample_frames=sample_frames,
-            temporal_compression_ratio=temporal_compression_ratio,
-            max_text_seq_length=max_text_seq_length,
-            spatial_interpolation_scale=spatial_interpolation_scale,
-            temporal_interpolation_scale=temporal_interpolation_scale,
-            use_positional_embeddings=not use_rotary_positional_embeddings,
-            use_learned_positional_embeddings=use_learned_positional_embeddings,
-        )
+        self.patch_embed = _patch_embed(self.config, width)
         self.embedding_dropout = nn.Dropout(dropout)
 
         self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
@@ -289,6 +274,27 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
                 code="weights_mismatch",
             )
         return (model, info) if wants_info else model
+
+
+def _patch_embed(config: Mapping[str, Any], width: int) -> CogVideoXPatchEmbed:
+    """The base's own patch embedding: pixels and text to tokens, with its fixed or learned positions."""
+    return CogVideoXPatchEmbed(
+        patch_size=config["patch_size"],
+        patch_size_t=config["patch_size_t"],
+        in_channels=config["in_channels"],
+        embed_dim=width,
+        text_embed_dim=config["text_embed_dim"],
+        bias=config["patch_bias"],
+        sample_width=config["sample_width"],
+        sample_height=config["sample_height"],
+        sample_frames=config["sample_frames"],
+        temporal_compression_ratio=config["temporal_compression_ratio"],
+        max_text_seq_length=config["max_text_seq_length"],
+        spatial_interpolation_scale=config["spatial_interpolation_scale"],
+        temporal_interpolation_scale=config["temporal_interpolation_scale"],
+        use_positional_embeddings=not config["use_rotary_positional_embeddings"],
+        use_learned_positional_embeddings=config["use_learned_positional_embeddings"],
+    )
 
 
 def _check_config(rotary: bool, learned: bool, ofs_width: int | None, time_width: int) -> None:
