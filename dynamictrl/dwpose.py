@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError, InputError
-from dynamictrl.pose import VISIBLE, PoseSequence
+from dynamictrl.pose import BODY, VISIBLE, PoseSequence
 from dynamictrl.pose_tracking import Sighting, likeness, track
 
 if TYPE_CHECKING:
@@ -73,12 +73,14 @@ class PoseEstimator:
         batch_size: int = 8,
         shortest_track: int = 3,
         longest_gap: int = 8,
+        fewest_joints: int = 3,
     ):
         """`folder_or_name` holds both models: a folder, a hub id, or `mini/dwpose`; `provider` is cpu or cuda.
 
         `num_threads` is per model, None leaves it to onnxruntime. `batch_size` counts crops. `shortest_track` and
-        `longest_gap` count frames (see `pose_tracking.track`). Raises ConfigError for a provider that is not there,
-        CheckpointError for weights that are not.
+        `longest_gap` count frames (see `pose_tracking.track`). A box in which fewer than `fewest_joints` of the body's
+        18 joints are seen holds no person: the second model's say on what the first one found. Raises ConfigError for a
+        provider that is not there, CheckpointError for weights that are not.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1", param="batch_size")
@@ -88,6 +90,7 @@ class PoseEstimator:
         self.weights_sha256 = {name: weights.file_hash(folder / name) for name in (DETECTOR, POSE)}
         """By file name."""
         self.shortest_track, self.longest_gap = shortest_track, longest_gap
+        self.fewest_joints = fewest_joints
         self._detector = open_session(folder / DETECTOR, provider, num_threads)
         self._pose = open_session(folder / POSE, provider, num_threads)
         fixed = self._pose.get_inputs()[0].shape[0]
@@ -104,7 +107,8 @@ class PoseEstimator:
             )
         found: list[list[Sighting]] = [[] for _ in frames_FHWC]
         for frame, sighting in self._measure(self._crops(frames_FHWC)):
-            found[frame].append(sighting)
+            if (sighting.scores[BODY] > VISIBLE).sum() >= self.fewest_joints:
+                found[frame].append(sighting)
         height, width = frames_FHWC.shape[1:3]
         return track(
             [distinct(people) for people in found],

@@ -26,8 +26,9 @@ from dynamictrl.errors import ConfigError
 from dynamictrl.mini.marionettes_caption import attributes_of, caption_of
 from dynamictrl.mini.marionettes_character import Character, draw_character
 from dynamictrl.mini.marionettes_figure import CLOTHES, CODES, figure_parts
-from dynamictrl.mini.marionettes_motion import ACTIONS, Motion, perform
+from dynamictrl.mini.marionettes_motion import ACTIONS, perform
 from dynamictrl.mini.marionettes_scene import MARGIN, PLACES, Camera, grading, move_camera, paint_place
+from dynamictrl.mini.marionettes_score import Motion
 from dynamictrl.mini.marionettes_shapes import Array, Brush, Part, View
 from dynamictrl.mini.marionettes_skeleton import Body, pose_body
 from dynamictrl.mini.marionettes_truth import boxes_of, keypoints_of, score_points

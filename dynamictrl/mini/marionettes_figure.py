@@ -9,7 +9,7 @@ import numpy as np
 
 from dynamictrl.mini.marionettes_character import CLOTH_COLOURS, Character, Colour
 from dynamictrl.mini.marionettes_head import expression_layers, head_parts
-from dynamictrl.mini.marionettes_motion import SIDES, Motion
+from dynamictrl.mini.marionettes_score import SIDES, Motion
 from dynamictrl.mini.marionettes_shapes import Array, Layer, Part, View, blob, disc, limb, outline, smooth, tint
 from dynamictrl.mini.marionettes_skeleton import Body
 

@@ -115,7 +115,7 @@ class Face:
         length = np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
         edge = np.where(behind[..., None], flat / length, flat)
         chord = self._nearest_seen(flat, behind)
-        flat = np.where((pole_F >= 0)[:, None, None], edge, chord)
+        flat = np.where((pole_F >= -0.4)[:, None, None], edge, chord)
         seen_F = (~behind).sum(axis=1) >= 3
         return self.flatten(flat[..., 0], flat[..., 1]), seen_F
 
@@ -169,7 +169,7 @@ def head_parts(who: Character, body: Body, view: View) -> list[Part]:
         Layer(face.round(1.065), outline(skin)),
         Layer(face.round(1.0), tint(skin, 0.8)),
         Layer(face.round(grow + 0.065, chin), outline(crown)),
-        *_ears(face, skin),
+        *_ears(face, skin, beside=True),
         Layer(face.round(grow, chin - 0.03), tint(crown, 0.86)),
         Layer(_gleam(face, view, grow), tint(crown, 1.1), solid=False),
     ]
@@ -180,6 +180,8 @@ def head_parts(who: Character, body: Body, view: View) -> list[Part]:
         Layer(region, tint(skin, 0.86), shown_F=seen_F),
         Layer(chin + 0.03 * face.high_F[:, None, None] * np.array(view.light), skin, shown_F=seen_F, solid=False),
     ]
+    if who.hair_style not in ("long", "curly"):
+        head.layers += _ears(face, skin, beside=False)
     parts = [head]
     parts += _hair_behind(who, body, view, face)
     if who.hair_style == "cap":
@@ -193,14 +195,15 @@ def _gleam(face: Face, view: View, grow: float) -> Array:
     return centre + 0.8 * (spots - centre) + 0.24 * face.wide_F[:, None, None] * np.array(view.light)
 
 
-def _ears(face: Face, skin: Colour) -> list[Layer]:
+def _ears(face: Face, skin: Colour, *, beside: bool) -> list[Layer]:
+    """Ears that stick out `beside` the head, or those that lie on the side which is turned to the viewer."""
     layers = []
     for x in (-1.0, 1.0):
         sphere = np.broadcast_to(np.array([[x * 1.0, -0.06, -0.1]]), (len(face.turn_F33), 1, 3))
         spot, facing = face.place(sphere)
         ring = disc(spot[:, 0], 0.24 * face.wide_F, 10, 1.25)
         inner = disc(spot[:, 0], 0.18 * face.wide_F, 10, 1.25)
-        shown = facing[:, 0] > -0.75
+        shown = (facing[:, 0] > -0.75) & (facing[:, 0] <= 0.3) if beside else facing[:, 0] > 0.3
         layers += [Layer(ring, outline(skin), shown_F=shown), Layer(inner, tint(skin, 0.9), shown_F=shown)]
     return layers
 

@@ -9,92 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Curve = NDArray[np.float64]
-Motion = dict[str, Curve]
-
-SIDES = ("left", "right")
-TAU = 2 * np.pi
-
-
-class Score:
-    """The random choices of one performance: tempo, phase, size, and how they make curves."""
-
-    def __init__(self, rng: np.random.Generator, times: Curve):
-        self.rng = rng
-        self.times = times
-        self.tempo = float(rng.uniform(0.85, 1.2))
-        self.phase = float(rng.uniform(0, TAU))
-        self.size = float(rng.uniform(0.8, 1.15))
-        self.mirrored = bool(rng.integers(2))
-
-    def beat(self, hertz: float, shift: float = 0.0) -> Curve:
-        """The angle of a steady beat, radians; `shift` is a share of one beat."""
-        return TAU * (hertz * self.tempo * self.times + shift) + self.phase
-
-    def swing(self, hertz: float, shift: float = 0.0) -> Curve:
-        """-1..1, a sine."""
-        return np.sin(self.beat(hertz, shift))
-
-    def pulse(self, hertz: float, shift: float = 0.0, sharpness: float = 1.0) -> Curve:
-        """0..1, at rest between smooth strokes."""
-        return (0.5 - 0.5 * np.cos(self.beat(hertz, shift))) ** sharpness
-
-    def level(self, value: float) -> Curve:
-        return np.full_like(self.times, value)
-
-    def drift(self, amount: float) -> Curve:
-        """Slow, aimless movement within about +-amount."""
-        hertz, phases = self.rng.uniform(0.1, 0.5, 3), self.rng.uniform(0, TAU, 3)
-        waves = [np.sin(TAU * h * self.times + p) for h, p in zip(hertz, phases, strict=True)]
-        return amount * np.sum(waves, axis=0) / 2
-
-    def sides(self) -> tuple[str, str]:
-        """The acting side and the other one."""
-        return ("right", "left") if self.mirrored else ("left", "right")
-
-
-def _at_ease(score: Score) -> Motion:
-    """Standing relaxed and breathing: what every action starts from."""
-    rng = score.rng
-    motion: Motion = {
-        "head_yaw": score.drift(0.22),
-        "head_pitch": score.drift(0.08),
-        "head_roll": score.drift(0.07),
-        "chest_roll": score.drift(0.03),
-        "chest_pitch": 0.02 + 0.012 * score.swing(0.3) + score.drift(0.02),
-        "smile": score.level(rng.uniform(0.2, 1.0)) + score.drift(0.2),
-        "mouth": score.level(0.0),
-        "blink": np.exp(-((((score.times + rng.uniform(0, 2.6)) % 2.6) - 1.3) ** 2) / 0.006),
-        "gaze": score.drift(0.5),
-    }
-    for side in SIDES:
-        motion |= {
-            f"{side}_arm_out": score.level(rng.uniform(0.12, 0.28)) + score.drift(0.03),
-            f"{side}_arm_forward": score.level(rng.uniform(-0.05, 0.12)) + score.drift(0.05),
-            f"{side}_arm_twist": score.level(rng.uniform(-0.3, 0.1)),
-            f"{side}_elbow": score.level(rng.uniform(0.2, 0.5)) + score.drift(0.06),
-            f"{side}_wrist_twist": score.level(rng.uniform(0.2, 1.0)),
-            f"{side}_wrist_bend": score.drift(0.15),
-            f"{side}_curl": score.level(rng.uniform(0.12, 0.4)) + score.drift(0.06),
-            f"{side}_spread": score.level(rng.uniform(0.5, 1.0)),
-            f"{side}_leg_out": score.level(rng.uniform(0.05, 0.13)),
-            f"{side}_toe_out": score.level(rng.uniform(0.1, 0.4)),
-            f"{side}_leg_forward": score.level(0.03),
-            f"{side}_knee": score.level(0.07),
-        }
-    return motion
-
-
-def _raise_open_hand(motion: Motion, side: str, score: Score) -> None:
-    motion[f"{side}_curl"] = score.level(0.06)
-    motion[f"{side}_spread"] = score.level(1.4)
-    motion[f"{side}_wrist_twist"] = score.level(score.rng.uniform(-0.2, 0.3))
+from dynamictrl.mini.marionettes_score import SIDES, TAU, Curve, Motion, Score, at_ease, raise_open_hand, step_legs
 
 
 def _wave(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     acting, _ = score.sides()
     both = score.rng.uniform() < 0.25
     for side in SIDES if both else (acting,):
@@ -102,26 +22,17 @@ def _wave(score: Score) -> Motion:
         motion[f"{side}_arm_twist"] = score.level(1.5)
         motion[f"{side}_elbow"] = 1.15 - (motion[f"{side}_arm_out"].mean() - 1.6) + 0.55 * score.size * score.swing(1.6)
         motion[f"{side}_wrist_bend"] = 0.25 * score.swing(1.6, -0.15)
-        _raise_open_hand(motion, side, score)
+        raise_open_hand(motion, side, score)
     motion["chest_roll"] = motion["chest_roll"] + 0.04 * score.swing(0.8)
     motion["smile"] = score.level(1.0)
     motion["mouth"] = 0.5 * score.pulse(0.5)
     return motion
 
 
-def _step(motion: Motion, score: Score, hertz: float, swing: float, lift: float) -> None:
-    """Legs of a walk or a march; the left leg leads by half a stride."""
-    for side, shift in (("left", 0.0), ("right", 0.5)):
-        motion[f"{side}_leg_forward"] = 0.08 * lift + swing * score.swing(hertz, shift)
-        motion[f"{side}_knee"] = 0.12 + lift * score.pulse(hertz, shift + 0.02, 1.6)
-        motion[f"{side}_leg_out"] = score.level(0.02)
-        motion[f"{side}_toe_out"] = score.level(0.08)
-
-
 def _walk(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     hertz = 0.95
-    _step(motion, score, hertz, 0.42 * score.size, 0.85)
+    step_legs(motion, score, hertz, 0.42 * score.size, 0.85)
     for side, shift in (("left", 0.5), ("right", 0.0)):
         motion[f"{side}_arm_forward"] = 0.45 * score.size * score.swing(hertz, shift)
         motion[f"{side}_elbow"] = 0.35 + 0.2 * score.pulse(hertz, shift + 0.25)
@@ -133,9 +44,9 @@ def _walk(score: Score) -> Motion:
 
 
 def _march(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     hertz = 0.85
-    _step(motion, score, hertz, 0.3, 1.3)
+    step_legs(motion, score, hertz, 0.3, 1.3)
     for side, shift in (("left", 0.0), ("right", 0.5)):
         motion[f"{side}_leg_forward"] = 1.15 * score.size * score.pulse(hertz, shift, 1.4)
         motion[f"{side}_knee"] = 0.1 + 1.3 * score.pulse(hertz, shift, 1.4)
@@ -146,7 +57,7 @@ def _march(score: Score) -> Motion:
 
 
 def _dance(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     hertz = 1.0
     style = int(score.rng.integers(3))
     motion["lean_side"] = 0.09 * score.size * score.swing(hertz / 2)
@@ -165,7 +76,7 @@ def _dance(score: Score) -> Motion:
             motion[f"{side}_arm_out"] = 1.7 + 0.7 * score.swing(hertz / 2, shift)
             motion[f"{side}_arm_twist"] = score.level(1.4)
             motion[f"{side}_elbow"] = 0.6 + 0.4 * score.swing(hertz, shift)
-            _raise_open_hand(motion, side, score)
+            raise_open_hand(motion, side, score)
         elif style == 1:
             motion[f"{side}_arm_out"] = 1.35 + 0.35 * score.swing(hertz / 2, shift + 0.1)
             motion[f"{side}_arm_twist"] = 0.9 * score.swing(hertz / 2, shift)
@@ -182,7 +93,7 @@ def _dance(score: Score) -> Motion:
 
 
 def _squat(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     down = score.pulse(0.4, 0.0, 1.2) * score.size
     for side in SIDES:
         motion[f"{side}_leg_forward"] = 0.05 + 1.45 * down
@@ -198,7 +109,7 @@ def _squat(score: Score) -> Motion:
 
 
 def _jumping_jacks(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     hertz = 0.9
     open_ = score.pulse(hertz)
     motion["jump"] = 0.07 * score.pulse(2 * hertz)
@@ -209,13 +120,13 @@ def _jumping_jacks(score: Score) -> Motion:
         motion[f"{side}_leg_out"] = 0.05 + 0.38 * open_
         motion[f"{side}_knee"] = 0.1 + 0.2 * score.pulse(2 * hertz, 0.5)
         motion[f"{side}_leg_forward"] = 0.05 + 0.1 * score.pulse(2 * hertz, 0.5)
-        _raise_open_hand(motion, side, score)
+        raise_open_hand(motion, side, score)
     motion["mouth"] = score.level(0.4)
     return motion
 
 
 def _jump(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     hertz = 0.65
     crouch = score.pulse(hertz, 0.0, 2.0)
     air = score.pulse(hertz, 0.42, 3.0)
@@ -232,10 +143,10 @@ def _jump(score: Score) -> Motion:
 
 
 def _turn(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     direction = -1.0 if score.mirrored else 1.0
     motion["turn"] = direction * TAU * 0.22 * score.tempo * score.times + 0.15 * score.swing(0.44)
-    _step(motion, score, 0.9, 0.12, 0.55)
+    step_legs(motion, score, 0.9, 0.12, 0.55)
     for side, shift in (("left", 0.0), ("right", 0.5)):
         motion[f"{side}_leg_out"] = score.level(0.07)
         motion[f"{side}_arm_out"] = 0.55 + 0.25 * score.swing(0.45, shift)
@@ -244,14 +155,14 @@ def _turn(score: Score) -> Motion:
 
 
 def _stretch(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     up = score.pulse(0.3, 0.1, 0.8)
     side_bend = score.swing(0.3)
     for side in SIDES:
         motion[f"{side}_arm_out"] = 0.25 + 2.55 * up
         motion[f"{side}_arm_twist"] = 0.8 * up
         motion[f"{side}_elbow"] = 0.3 + 0.25 * (1 - up)
-        _raise_open_hand(motion, side, score)
+        raise_open_hand(motion, side, score)
     motion["chest_roll"] = 0.3 * score.size * side_bend
     motion["lean_side"] = -0.08 * side_bend
     motion["head_pitch"] = motion["head_pitch"] - 0.2 * up
@@ -259,7 +170,7 @@ def _stretch(score: Score) -> Motion:
 
 
 def _box(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     hertz = 0.9
     motion["jump"] = 0.012 * score.pulse(2 * hertz)
     for side, shift, sign in (("left", 0.0, 1.0), ("right", 0.5, -1.0)):
@@ -278,7 +189,7 @@ def _box(score: Score) -> Motion:
 
 
 def _clap(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     apart = score.pulse(1.5)
     height = score.rng.uniform(0.5, 1.2)
     for side in SIDES:
@@ -295,7 +206,7 @@ def _clap(score: Score) -> Motion:
 
 
 def _bow(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     down = score.pulse(0.35, 0.0, 1.3) * score.size
     motion["lean"] = 0.55 * down
     motion["chest_pitch"] = 0.55 * down
@@ -309,7 +220,7 @@ def _bow(score: Score) -> Motion:
 
 
 def _kick(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     acting, other = score.sides()
     kick = score.pulse(0.55, 0.0, 2.5) * score.size
     motion[f"{acting}_leg_forward"] = 0.05 + 1.25 * kick
@@ -326,7 +237,7 @@ def _kick(score: Score) -> Motion:
 
 
 def _talk(score: Score) -> Motion:
-    motion = _at_ease(score)
+    motion = at_ease(score)
     for side in SIDES:
         motion[f"{side}_arm_forward"] = 0.35 + score.drift(0.35)
         motion[f"{side}_arm_out"] = 0.3 + score.drift(0.15)

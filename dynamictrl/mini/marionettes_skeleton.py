@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.mini.marionettes_character import Character
-from dynamictrl.mini.marionettes_motion import SIDES, Motion
+from dynamictrl.mini.marionettes_score import SIDES, Motion
 
 Array = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dynamictrl.mini.marionettes_character import Character
 from dynamictrl.mini.marionettes_figure import CODES
 from dynamictrl.mini.marionettes_head import ear_and_eye_points, landmarks
-from dynamictrl.mini.marionettes_motion import Motion
+from dynamictrl.mini.marionettes_score import Motion
 from dynamictrl.mini.marionettes_shapes import Array, Layer, Part, View
 from dynamictrl.mini.marionettes_skeleton import Body
 from dynamictrl.pose import FACE, FEET, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND

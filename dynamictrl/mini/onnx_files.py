@@ -20,7 +20,7 @@ def write_onnx(
     metadata: Mapping[str, str],
 ) -> None:
     """Exports `model` (opset 17) with weights stored as float16, widened once when a file is loaded."""
-    import onnx
+    import onnx  # pyright: ignore[reportMissingImports] (needed only to retrain)
 
     axes = {name: {0: "batch"} for name in (inputs, *outputs)} if dynamic_batch else None
     partial = path.with_suffix(".partial")
@@ -48,8 +48,8 @@ def write_onnx(
 def _halve(model) -> None:  # noqa: ANN001 (onnx is not a dependency of the library)
     """Stores float32 weights of more than 64 numbers as float16, each behind a Cast back to float32."""
     import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    import onnx  # pyright: ignore[reportMissingImports] (needed only to retrain)
+    from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
     graph = model.graph
     casts = []

@@ -160,7 +160,7 @@ def train(args: argparse.Namespace) -> MiniDetector:
     """Trains until the minutes are used up and returns the averaged weights."""
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
-    model = MiniDetector().to(device, memory_format=torch.channels_last)
+    model = MiniDetector().to(device)
     average = deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.02)
     places, strides = cell_grid(device)

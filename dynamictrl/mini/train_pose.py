@@ -166,7 +166,7 @@ def train(args: argparse.Namespace) -> MiniPose:
 
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
-    model = MiniPose().to(device, memory_format=torch.channels_last)
+    model = MiniPose().to(device)
     average = deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.03)
     batches = stream(args.seed, args.scenes, args.workers)
