@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dynamictrl.mini.onnx_files import write_onnx
 from dynamictrl.mini.pose_augment import damage, uniform, warp
-from dynamictrl.mini.pose_layers import Block, conv, down
+from dynamictrl.mini.pose_layers import Block, conv, down, follow
 from dynamictrl.mini.pose_stream import stream
 
 logger = logging.getLogger(__name__)
@@ -178,21 +178,12 @@ def train(args: argparse.Namespace) -> MiniDetector:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
-        _average(average, model, min(0.998, step / (step + 20)))
+        follow(average, model, min(0.998, step / (step + 20)))
         step, shown = step + 1, shown + len(pictures)
         if step % 100 == 0:
             logger.info("step %d, %.0f%% of the time, %d pictures, loss %.3f", step, 100 * passed, shown, loss.item())
     args.steps, args.pictures = step, shown
     return average
-
-
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, keep: float) -> None:
-    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - keep)
-        else:
-            kept.copy_(new)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dynamictrl.mini.onnx_files import write_onnx
 from dynamictrl.mini.pose_augment import cut_out, damage, uniform, warp
-from dynamictrl.mini.pose_layers import Block, conv, down
+from dynamictrl.mini.pose_layers import Block, conv, down, follow
 from dynamictrl.mini.pose_stream import stream
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,6 @@ def normalise(crops: Tensor) -> Tensor:
 
 def train(args: argparse.Namespace) -> MiniPose:
     """Trains until the minutes are used up and returns the averaged weights."""
-    from dynamictrl.mini.train_detector import _average
-
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     model = MiniPose().to(device)
@@ -184,7 +182,7 @@ def train(args: argparse.Namespace) -> MiniPose:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimiser.step()
-            _average(average, model, min(0.998, step / (step + 20)))
+            follow(average, model, min(0.998, step / (step + 20)))
             step, shown = step + 1, shown + len(crops)
             if step % 100 == 0:
                 logger.info("step %d, %.0f%% of the time, %d crops, loss %.3f", step, 100 * passed, shown, loss.item())
