@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 a usage or configuration error (before any cluster or GPU 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from dynamictrl.errors import DynamiCtrlError
-from training.config import Recipe, Run
+from training.config import Evaluation, Recipe, Run
 from training.recipes import RECIPES
 
 Quiet = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -45,36 +44,6 @@ class Hardware:
     """Dense bf16 peak of one GPU, TFLOP/s (an H200 by default)."""
     expected_mfu: float = 0.38
     """Share of the peak that a step is expected to use."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Which model is measured on which clips."""
-
-    model: Path
-    """Model folder, such as RUN/model."""
-    data: Path
-    """Data set folder; its clips give reference image, driving pose, caption and ground truth."""
-    out: Path
-    """Folder for metrics.json, index.html and the clips."""
-    samples: int = 8
-    """Clips measured, the first of the data set's order; 0 takes all."""
-    height: int = 0
-    """Pixels; 0 takes the size that the model was trained at."""
-    width: int = 0
-    """Pixels; 0 takes the size that the model was trained at."""
-    num_frames: int = 0
-    """Frames; 0 takes the number that the model was trained at."""
-    fps: float = -1.0
-    """Frames per second; 0 keeps each clip's own, -1 takes the rate that the model was trained at."""
-    num_inference_steps: int = 25
-    """Denoising steps."""
-    guidance_scale: float = 3.0
-    """Classifier-free guidance on the caption; 1 is off."""
-    seed: int = 42
-    """Of the initial noise."""
-    device: str = "cpu"
-    """cpu or cuda."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,7 +145,7 @@ def _evaluate(arguments: list[str]) -> int:
     settings = tyro.cli(Evaluation, prog="python -m training evaluate", args=arguments, config=Quiet)
     from training.evaluate import evaluate
 
-    page = evaluate(**dataclasses.asdict(settings))
+    page = evaluate(settings)
     print(f"metrics are in {page.parent / 'metrics.json'}; look at {page}")
     return 0
 

@@ -5,10 +5,12 @@ Shape suffixes: B batch, F latent frames, C latent channels, H W latent size, L 
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
 import torch
@@ -16,7 +18,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from dynamictrl import conditioning, encodings, latents, objective
-from dynamictrl.encodings import Encodings
+from dynamictrl.encodings import EncodedBy, Encodings
 from dynamictrl.shards import LATENTS, read_sample
 from dynamictrl.windows import WindowPixels, read_window
 from training.config import Clips
@@ -44,10 +46,14 @@ class Batch:
 
 
 class EncodingCache:
-    """Encodings by clip and window; the least recently used leave when the limit is passed. Threads may share it."""
+    """Encodings by clip and window, in memory and, where a folder is named, on disk for all workers.
 
-    def __init__(self, limit_bytes: int):
+    The least recently used leave the memory when its limit is passed. Threads may share it.
+    """
+
+    def __init__(self, limit_bytes: int, folder: Path | None = None):
         self._limit = limit_bytes
+        self._folder = folder
         self._bytes = 0
         self._kept: OrderedDict[CacheKey, Encodings] = OrderedDict()
         self._lock = Lock()
@@ -57,10 +63,23 @@ class EncodingCache:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-            return self._kept.get(key)
+                return self._kept[key]
+        value = self._read(key)
+        if value is not None:
+            self._keep(key, value)
+        return value
 
-    def put(self, key: CacheKey, value: Encodings) -> None:
-        """Keeps a value if it fits."""
+    def put(self, key: CacheKey, value: Encodings, encoded_by: EncodedBy) -> None:
+        """Keeps a value where it fits."""
+        if self._folder is not None:
+            self._folder.mkdir(exist_ok=True)
+            path = self._path(self._folder, key)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_bytes(encodings.to_bytes(value, encoded_by))
+            temporary.replace(path)
+        self._keep(key, value)
+
+    def _keep(self, key: CacheKey, value: Encodings) -> None:
         with self._lock:
             if value.nbytes > self._limit or key in self._kept:
                 return
@@ -68,6 +87,18 @@ class EncodingCache:
             self._bytes += value.nbytes
             while self._bytes > self._limit:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def _read(self, key: CacheKey) -> Encodings | None:
+        if self._folder is None:
+            return None
+        try:
+            return encodings.from_bytes(self._path(self._folder, key).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    @staticmethod
+    def _path(folder: Path, key: CacheKey) -> Path:
+        return folder / f"{key[0]}-{key[1]}.safetensors"
 
 
 class FrozenModels:
@@ -98,11 +129,12 @@ class FrozenModels:
 class Loader:
     """Gives the encodings of the samples one worker takes, in order; threads read ahead while the device works."""
 
-    def __init__(self, order: Order, frozen: FrozenModels, clips: Clips):
+    def __init__(self, order: Order, frozen: FrozenModels, clips: Clips, shared: Path | None = None):
+        """`shared` is a folder that all workers see, for encodings that each of them may need."""
         self._order = order
         self._frozen = frozen
         self._clips = clips
-        self._cache = EncodingCache(int(clips.cache_gib * 2**30))
+        self._cache = EncodingCache(int(clips.cache_gib * 2**30), shared)
         self._pool = ThreadPoolExecutor(clips.loader_threads, "loader") if clips.loader_threads else None
         self._ahead: dict[int, Future[WindowPixels | Encodings | None]] = {}
 
@@ -143,7 +175,8 @@ class Loader:
         found = self._read(draw) if found is None else found
         assert found is not None
         value = found if isinstance(found, Encodings) else self._frozen.encode(found)
-        self._cache.put(key, value)
+        by = EncodedBy(draw.window, "", "", self._clips.masked_reference)  # the run folder stands for the weights
+        self._cache.put(key, value, by)
         return value
 
 

@@ -62,6 +62,11 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def encodings(self) -> Path:
+        """Encoded clips that the workers share; gone when the run is done."""
+        return self.root / "encodings"
+
+    @property
     def failure(self) -> Path:
         """Why a worker gave up, where trying again would not help."""
         return self.root / "failure.json"

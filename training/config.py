@@ -92,6 +92,8 @@ class Clips:
     """Region of the reference image that is blacked out, for the caption to fill."""
     cache_gib: float = 8.0
     """GiB of host memory per worker for encoded clips and captions; 0 encodes every time."""
+    share_encodings: bool = False
+    """Encoded clips are also kept in the run folder until its end, so that each is encoded once for all workers."""
     loader_threads: int = 2
     """Threads per worker that read and draw clips ahead; 0 reads in the training thread."""
 
@@ -234,9 +236,46 @@ class Run:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Which model is measured on which clips."""
+
+    model: str
+    """Model folder, such as RUN/model, or `mini/NAME`."""
+    data: Path
+    """Data set folder; its clips give reference image, driving pose, caption and ground truth."""
+    out: Path
+    """Folder for metrics.json, index.html and the clips."""
+    against: str = ""
+    """A second model measured on the same clips, such as the one before fine-tuning."""
+    samples: int = 8
+    """Clips measured, the first of the data set's order; 0 takes all."""
+    height: int = 0
+    """Pixels; 0 takes the size that the model was trained at."""
+    width: int = 0
+    """Pixels; 0 takes the size that the model was trained at."""
+    num_frames: int = 0
+    """Frames; 0 takes the number that the model was trained at."""
+    fps: float = -1.0
+    """Frames per second; 0 keeps each clip's own, -1 takes the rate that the model was trained at."""
+    num_inference_steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance on the caption; 1 is off."""
+    seed: int = 42
+    """Of the initial noise."""
+    device: Device = "cpu"
+    """Where the models run."""
+
+    def __post_init__(self):
+        _not_negative(self, "samples", "height", "width", "num_frames")
+        _positive(self, "num_inference_steps")
+
+
 FREE_TO_CHANGE = {
-    "recompute_activations", "cache_gib", "loader_threads", "micro_batch_size", "num_workers", "threads_per_worker",
-    "max_restarts", "checkpoint_every", "keep_checkpoints", "log_every", "experiment", "registered_model", "alias",
+    "recompute_activations", "cache_gib", "share_encodings", "loader_threads", "micro_batch_size", "num_workers",
+    "threads_per_worker", "max_restarts", "checkpoint_every", "keep_checkpoints", "log_every", "experiment",
+    "registered_model", "alias",
 }  # fmt: skip
 """Settings that do not shape the trained model (beyond the order of sums): a run may go on with others."""
 

@@ -55,7 +55,8 @@ def check(run: Run) -> None:
         raise ConfigError(f"--out {run.out} is a file; give a folder", param="out")
     if run.recipe.model.base.startswith("mini/") or Path(run.recipe.model.base).is_dir():
         weights.resolve(run.recipe.model.base, ("model_index.json",))
-    check_shape(run.recipe, base_config(run.recipe.model.base))
+    base_config(run.recipe.model.base)
+    check_shape(run.recipe.clips.height, run.recipe.clips.width, run.recipe.clips.num_frames)
     checkpoint.check_workers(checkpoint.newest(RunFolder(run.out)), max(run.recipe.workers.num_workers, 1))
 
 

@@ -111,7 +111,7 @@ def plan(
     Raises ConfigError for a base whose shape is not known here, InputError for a size the base cannot render.
     """
     config = base_config(recipe.model.base)
-    check_shape(recipe, config)
+    check_shape(recipe.clips.height, recipe.clips.width, recipe.clips.num_frames)
     gpus = gpus or max(recipe.workers.num_workers, 1)
     per_pass = gpus * recipe.optimization.micro_batch_size
     if recipe.optimization.batch_size % per_pass:
@@ -162,12 +162,12 @@ def base_config(base: str) -> dict[str, Any]:
     return _COGVIDEOX | config
 
 
-def check_shape(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Refuses sizes and frame counts that the base cannot render; InputError names the nearest legal."""
+def check_shape(height: int, width: int, num_frames: int) -> None:
+    """Refuses sizes and frame counts that no base can render; InputError names the nearest legal."""
     from dynamictrl import geometry
 
-    geometry.check_size(recipe.clips.height, recipe.clips.width)
-    geometry.check_num_frames(recipe.clips.num_frames)
+    geometry.check_size(height, width)
+    geometry.check_num_frames(num_frames)
 
 
 def latent_frames(num_frames: int, config: Mapping[str, Any]) -> int:

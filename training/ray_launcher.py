@@ -105,22 +105,40 @@ def _cluster(workers: Workers) -> Iterator[None]:
         return
     here = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": paths} | _thread_limits(workers)}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=environment, log_to_driver=False)
-    else:
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": {"PYTHONPATH": paths} | _thread_limits(workers)},
+        "log_to_driver": False,
+    }
+    if not os.environ.get("RAY_ADDRESS"):
         _check_gpus(workers)
-        ray.init(
-            address="local",
-            num_cpus=workers.num_workers * max(1, workers.threads_per_worker),
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env=environment,
-        )
+        cpus = workers.num_workers * max(1, workers.threads_per_worker)
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    _start(options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Ray gives its own processes 30 s to start, too little on a busy machine: so a second try."""
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as problem:  # Ray raises a bare Exception here
+            ray.shutdown()
+            if last:
+                address = os.environ.get("RAY_ADDRESS", "a local Ray")
+                reason = str(problem).splitlines()[0][:200]
+                raise DynamiCtrlError(
+                    f"{address} could not be reached or started ({reason}); try again, set RAY_ADDRESS to a cluster, "
+                    "or train in this process with --num-workers 0",
+                    code="run_failed",
+                ) from problem
+            logger.warning("Ray did not start (%s); trying once more", problem)
 
 
 def _thread_limits(workers: Workers) -> dict[str, str]:

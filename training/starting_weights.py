@@ -29,7 +29,7 @@ def load(recipe: Recipe) -> DynamiCtrlPipeline:
 
     from dynamictrl.animation import DynamiCtrlPipeline
 
-    _quiet_loading()
+    quiet_loading()
     folder = weights.resolve(recipe.model.base, COMPONENTS)
     dtype = torch.bfloat16 if recipe.workers.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)
@@ -42,7 +42,7 @@ def load(recipe: Recipe) -> DynamiCtrlPipeline:
     return pipeline
 
 
-def _quiet_loading() -> None:
+def quiet_loading() -> None:
     """Loading takes seconds here and has its own log line; bars of every worker would drown the run's."""
     import diffusers
     import transformers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,7 +76,9 @@ class Trainer:
         transformer = self._pipeline.transformer.to(place.device)
         self._config = dict(transformer.config)
         self._frozen = self._frozen_models()
-        self._loader = Loader(Order(recipe.seed, recipe.clips, self._index.entries), self._frozen, recipe.clips)
+        order = Order(recipe.seed, recipe.clips, self._index.entries)
+        shared = self._folder.encodings if recipe.clips.share_encodings else None
+        self._loader = Loader(order, self._frozen, recipe.clips, shared)
         self._collate = Collator(self._frozen, recipe.clips, self._config["patch_size_t"], place.device)
         self._schedule = Schedule.from_scheduler(self._pipeline.scheduler)
         self._engine = parallel.make_engine(transformer, recipe)
@@ -165,6 +168,7 @@ class Trainer:
         gathered = parallel.gather_weights(self._engine)
         if gathered is not None:
             checkpoint.export(self._pipeline, gathered, self._run, self._facts(done, metrics))
+            shutil.rmtree(self._folder.encodings, ignore_errors=True)
             for callback in self._callbacks:
                 callback.on_export(done, self._folder.model)
         torch.distributed.barrier()

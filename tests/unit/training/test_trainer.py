@@ -56,8 +56,9 @@ def transformer_weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_steps_and_a_resume_to_four_are_four_steps_bit_for_bit(recipe: Recipe, small_dataset: Path, tmp_path: Path):
-    straight = run_of(recipe, small_dataset, tmp_path / "straight")
-    stopped = run_of(recipe, small_dataset, tmp_path / "stopped")
+    noisy = replace(recipe, clips=replace(recipe.clips, image_noise=True))
+    straight = run_of(noisy, small_dataset, tmp_path / "straight")
+    stopped = run_of(noisy, small_dataset, tmp_path / "stopped")
 
     train(straight, [MetricsFile(RunFolder(straight.out).metrics)])
     with pytest.raises(KeyboardInterrupt):
@@ -153,11 +154,16 @@ def test_accumulating_micro_batches_is_one_batch(recipe: Recipe, small_dataset: 
 
 
 def test_reading_ahead_and_caching_change_nothing(recipe: Recipe, small_dataset: Path, tmp_path: Path):
-    ahead = replace(recipe, clips=replace(recipe.clips, loader_threads=3, cache_gib=0.0))
-    one = transformer_weights(train(run_of(recipe, small_dataset, tmp_path / "one")))
-    two = transformer_weights(train(run_of(ahead, small_dataset, tmp_path / "two")))
+    ahead = replace(recipe, clips=replace(recipe.clips, loader_threads=3, cache_gib=0.0, share_encodings=False))
+    shared = replace(recipe, clips=replace(recipe.clips, cache_gib=0.0, share_encodings=True))
+    models = [
+        train(run_of(varied, small_dataset, tmp_path / name))
+        for name, varied in (("one", recipe), ("ahead", ahead), ("shared", shared))
+    ]
+    one, *others = map(transformer_weights, models)
 
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(one[name], other[name]) for other in others for name in one)
+    assert not (tmp_path / "shared" / "encodings").exists()
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(recipe: Recipe, small_dataset: Path, tmp_path: Path):
