@@ -24,7 +24,9 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from dynamictrl.errors import ConfigError
+from serving.backend import open_backend
 from serving.config import Service
+from serving.dispatcher import Dispatcher
 from serving.recipes import RECIPES
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Renderer:
     """One model replica: a Worker behind a Serve request."""
 
     def __init__(self, service: Service):
-        from serving.backend import open_backend
+        # Imported here: the ingress and the dispatcher need no torch.
         from serving.worker import Worker
 
         self._worker = Worker(open_backend(service))
@@ -58,13 +60,10 @@ class Dispatch:
     def __init__(self, service: Service, renderer: DeploymentHandle):
         self._service = service
         self._renderer = renderer
-        self._dispatcher = None
-        asyncio.get_running_loop().create_task(self._start())
+        self._dispatcher: Dispatcher | None = None
+        self._starting = asyncio.get_running_loop().create_task(self._start())
 
     async def _start(self) -> None:
-        from serving.backend import open_backend
-        from serving.dispatcher import Dispatcher
-
         async def render(video_id: str, token: int) -> str:
             return await self._renderer.render.remote(video_id, token)
 
@@ -76,7 +75,9 @@ class Dispatch:
         return await self._dispatcher.drain(seconds) if self._dispatcher else 0
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose loop has ended."""
+        """Serve replaces a replica that could not start, or whose loop has ended."""
+        if self._starting.done():
+            self._starting.result()
         if self._dispatcher is not None and not self._dispatcher.is_alive and not self._dispatcher.is_draining:
             raise RuntimeError("the dispatcher has stopped")
 
@@ -124,7 +125,10 @@ def _api_builder(service: Service) -> Callable[[], Any]:
 
 
 def build(args: dict[str, str]) -> serve.Application:
-    """For Serve config files (`infra/kuberay/serve.yaml`): `recipe` and any plain field of it, as text."""
+    """For Serve config files (`infra/kuberay/serve.yaml`): `recipe` and any plain field of it, as text.
+
+    Raises ConfigError for a recipe or field that is not there, and for a value out of its range.
+    """
     words = dict(args)
     recipe = words.pop("recipe", "production")
     if recipe not in RECIPES:
@@ -133,9 +137,9 @@ def build(args: dict[str, str]) -> serve.Application:
     changes: dict[str, Any] = {}
     for name, text in words.items():
         current = getattr(service, name, None)
-        if not isinstance(current, (str, int, float, Path)):
+        if not isinstance(current, (str, int, float, Path, tuple)):
             raise ConfigError(f"{name!r} is no plain field of a service; see serving/config.py", code="unknown_field")
-        changes[name] = type(current)(text) if not isinstance(current, Path) else Path(text)
+        changes[name] = tuple(text.split(",")) if isinstance(current, tuple) else type(current)(text)
     return application(replace(service, **changes))
 
 
@@ -145,8 +149,6 @@ def run(service: Service, announce: Callable[[str], None]) -> None:
     A second signal ends at once: running jobs go back to the queue when their lease runs out. Raises ConfigError where
     the data folder or the job store cannot be opened.
     """
-    from serving.backend import open_backend
-
     backend = open_backend(service)
     started_here = "RAY_ADDRESS" not in os.environ
     _connect(service)

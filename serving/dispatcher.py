@@ -80,7 +80,9 @@ class Dispatcher:
 
     async def _lease_one(self) -> bool:
         service = self.backend.service
-        if len(self._running) >= service.engines:
+        # A job is in progress once a worker has it: while none is warm, it waits in the queue and says so.
+        warm = await asyncio.to_thread(self.backend.presence.count)
+        if len(self._running) >= min(service.engines, warm):
             return False
         lease = await asyncio.to_thread(self.backend.store.lease, self.id, service.lease_s, service.max_attempts)
         if lease is None:

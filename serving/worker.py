@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dynamictrl.errors import DynamiCtrlError
+from dynamictrl.errors import CheckpointError, DynamiCtrlError
 from dynamictrl.video import write_video
 from serving.backend import Backend
 from serving.blobs import RESULTS, new_id
@@ -82,6 +82,11 @@ class Worker:
                 return "cancelled" if store.cancelled(video.id, token) else "lost"
             shutil.rmtree(folder, ignore_errors=True)
             return progress.why
+        except CheckpointError:
+            logger.exception("job %s needs a pose model that cannot be loaded", video.id)
+            message = "this service has no pose model; send a pose_video instead of a driving_video"
+            store.fail(video.id, token, code="no_pose_model", message=message)
+            return "failed"
         except DynamiCtrlError as problem:
             store.fail(video.id, token, code=problem.code, message=_without_paths(str(problem), self.backend))
             return "failed"
