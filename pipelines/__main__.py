@@ -8,7 +8,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def _flags(target: Any) -> list[str]:  # noqa: ANN401
     flags = []
     for f in fields(target):
         value = getattr(target, f.name, None)
-        inner = fields(value) if hasattr(value, "__dataclass_fields__") else ()
+        inner = fields(value) if is_dataclass(value) else ()
         flags += [f"--{f.name}.{i.name}" for i in inner] if inner else [f"--{f.name}"]
     return [flag.replace("_", "-") for flag in flags]
 
@@ -182,7 +182,10 @@ def _flags(target: Any) -> list[str]:  # noqa: ANN401
 def _one_line(box: str) -> str:
     """tyro's framed complaint without its frame."""
     words = "".join(" " if c in "│╭╮╰╯─" else c for c in box).split()
-    return " ".join(words).removeprefix("Parsing error").split("For full helptext")[0].strip()
+    text = " ".join(words).split("Argument helptext")[0].split("For full helptext")[0]
+    for title in ("Parsing error", "Value error"):
+        text = text.removeprefix(title).strip()
+    return text
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ def run(recipe: str, pipeline: Pipeline) -> Outcome:
     """Runs a pipeline to its end, or continues it; raises before any work where its settings cannot be met."""
     if not pipeline.videos:
         raise ConfigError("no videos are named; give --videos SRC [SRC ...]", param="videos")
+    for stage in (*pipeline.stages("source"), *pipeline.stages("clip")):
+        stage.check()
     sources = [found for name in pipeline.videos for found in pipeline.find.process(Clip(source=name))]
     sources = list({source.fingerprint: source for source in sources}.values())
     with run_folder.opened(pipeline.out.absolute(), recipe, pipeline.settings()) as work:
@@ -99,6 +102,7 @@ class _Job:
     def _running(self) -> Runner:
         """The runner, started when there is work: a finished run starts no cluster."""
         if self._runner is None:
+            _check_gpus(self.clip_operators)
             if self.pipeline.local:
                 self._runner = LocalRunner()
             else:
@@ -141,6 +145,18 @@ class _Job:
         dataset_files.write_description(out / "dataset.json", content)
         shutil.rmtree(self.work / "clips", ignore_errors=True)
         return Outcome(content, changed=True)
+
+
+def _check_gpus(clip_operators: Sequence[Operator]) -> None:
+    """Refuses to start on this machine what needs a GPU that it has not; a cluster says so itself."""
+    needy = [operator.name for operator in clip_operators if operator.num_gpus]
+    signs = ("/dev/nvidia0", "/proc/driver/nvidia/gpus", "/dev/dxg")
+    if needy and not os.environ.get("RAY_ADDRESS") and not any(Path(sign).exists() for sign in signs):
+        raise ConfigError(
+            f"{', '.join(needy)} need a GPU and this machine has none. Name a cluster by RAY_ADDRESS, set their device "
+            f"to cpu, or use the recipe curate-mini.",
+            code="no_gpu",
+        )
 
 
 def _says(path: Path, content: dict[str, Any]) -> bool:

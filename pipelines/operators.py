@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dynamictrl.errors import CheckpointError, DynamiCtrlError
 from pipelines import storage
 from pipelines.clip import Clip
 from pipelines.isolation import Child
@@ -40,10 +41,20 @@ class Operator:
         return Child(self.stages, self.time_limit, self.memory_gib)
 
     def setup(self) -> None:
-        """Once in each worker. An isolated operator sets up in its child instead."""
-        if not self.time_limit:
-            for stage in self.stages:
+        """Once in each worker. An isolated operator sets up in its child instead.
+
+        Raises CheckpointError, or what a stage raised on purpose, where a stage cannot be set up.
+        """
+        for stage in () if self.time_limit else self.stages:
+            try:
                 stage.setup()
+            except DynamiCtrlError:
+                raise
+            except Exception as problem:
+                raise CheckpointError(
+                    f"{stage.name} cannot load what it needs ({type(problem).__name__}: {problem}). Check its weights.",
+                    code="setup_failed",
+                ) from problem
 
     def close(self) -> None:
         if self.time_limit:

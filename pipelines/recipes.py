@@ -77,9 +77,9 @@ def curate_mini() -> Curation:
         time_limit=300.0,
         memory_gib=8.0,
         size=KeepSize(smallest=64),
-        duration=KeepDuration(shortest=1.0),
-        # The mini models' frame rate and portrait size.
-        cut=CutClips(longest=4.0, fps=12.0, width=128, height=192),
+        # The mini models see 25 frames at 12 frames per second, in portrait.
+        duration=KeepDuration(shortest=2.1),
+        cut=CutClips(longest=5.0, fps=12.0, width=128, height=192),
         sharpness=KeepSharp(blurriest=5.0),
         pose=EstimatePose(weights="mini/dwpose", device="cpu"),
         person=KeepPerson(least_presence=0.7, least_height=0.2, least_body=0.4),

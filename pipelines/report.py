@@ -62,7 +62,7 @@ def write_report(dataset: Path, description: Mapping[str, Any]) -> Path:
         funnel=funnel(description, rows),
         reasons=Counter(row["reason"] for row in rows if row["reason"]).most_common(),
         histograms=histograms(rows),
-        samples=[_card(dataset, row) for row in _spread(kept, SAMPLES)],
+        samples=[_card(dataset, row) for row in chosen(kept, SAMPLES)],
         rejected=[row for row in rows if row["reason"]][:200],
         quarantine=dataset_files.read_quarantine(dataset / "quarantine.jsonl"),
     )
@@ -110,11 +110,14 @@ def _histogram(name: str, rows: Sequence[Mapping[str, Any]]) -> Histogram:
     return Histogram(name, low, high, len(rows), bars)
 
 
-def _spread(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """At most `count` rows from all over the list."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+def chosen(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """At most `count` rows from as many sources as there are: one of each, then a second of each, and so on."""
+    turns: Counter[str] = Counter()
+    ranked = []
+    for row in rows:
+        ranked.append((turns[row["source"]], len(ranked), row))
+        turns[row["source"]] += 1
+    return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
 def _card(dataset: Path, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def _check(out: Path, recipe: str, settings: Mapping[str, Any]) -> None:
 
 def _identity(out: Path) -> dict[str, Any] | None:
     """What made the folder: by its description if it is finished, else by what the unfinished run left."""
-    for path in (out / "dataset.json", out / WORK / "run.json"):
+    begun = (out / WORK / "results").is_dir()
+    # A run that decided nothing, because its settings could not be met, binds nobody.
+    for path in (out / "dataset.json", *([out / WORK / "run.json"] if begun else [])):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             try:
                 return json.loads(path.read_text())

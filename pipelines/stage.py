@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from dynamictrl.errors import CheckpointError, ConfigError, DynamiCtrlError
@@ -47,6 +48,9 @@ class Stage:
         """Share of a GPU that one worker of this stage needs."""
         return 0.0
 
+    def check(self) -> None:
+        """Raises what can be known to be wrong before any work is done: weights that are not there, for example."""
+
     def setup(self) -> None:
         """Loads what is heavy (weights, sessions). Runs once in each worker, before the first `process`."""
 
@@ -57,6 +61,17 @@ class Stage:
         and renamed.
         """
         raise AssertionError(f"{type(self).__name__} defines no process")
+
+
+def check_weights(name: str, files: Iterable[str] = ()) -> None:
+    """Raises CheckpointError where a local folder or a mini family name holds no such weights.
+
+    A hub id is not looked up: each node does that once, when its first worker starts.
+    """
+    from dynamictrl.weights import resolve
+
+    if name.startswith(("mini/", ".", "/", "~")) or name.count("/") != 1 or Path(name).is_dir():
+        resolve(name, files)
 
 
 def apply(stages: Sequence[Stage], clip: Clip) -> list[Clip]:

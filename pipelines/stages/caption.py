@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.clip import Clip
-from pipelines.stage import Stage, resource
+from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     from dynamictrl.captioning import Qwen2VLCaptioner
@@ -52,6 +52,10 @@ class Caption(Stage):
         from dynamictrl.video import read_video
 
         return self._model(read_video(clip.file("mp4")).frames)
+
+    def check(self) -> None:
+        if self.captioner != SIDECAR:
+            check_weights(self.captioner, ["config.json"])
 
     def setup(self) -> None:
         if self.captioner != SIDECAR:

@@ -13,7 +13,7 @@ from dynamictrl.errors import ConfigError
 from dynamictrl.shards import LATENTS, MEMBERS
 from pipelines import storage
 from pipelines.clip import Clip
-from pipelines.stage import Stage, resource
+from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCogVideoX
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from dynamictrl.conditioning import PromptEncoder
     from dynamictrl.encodings import EncodedBy, Encodings
     from dynamictrl.windows import WindowPixels
+
+
+FILES = ("vae/*.safetensors", "text_encoder/*.safetensors", "tokenizer/*", "transformer/config.json")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class EncodeLatents(Stage):
     def num_gpus(self) -> float:
         return self.gpu_share if self.device == "cuda" else 0.0
 
+    def check(self) -> None:
+        check_weights(self.model, FILES)
+
     def setup(self) -> None:
         _ = self._vae, self._prompts, self._encoded_by
 
@@ -65,10 +71,7 @@ class EncodeLatents(Stage):
     def _folder(self) -> Path:
         from dynamictrl.weights import resolve
 
-        return resolve(
-            self.model,
-            ["vae/*.safetensors", "text_encoder/*.safetensors", "tokenizer/*", "transformer/config.json"],
-        )
+        return resolve(self.model, FILES)
 
     @cached_property
     def _vae(self) -> AutoencoderKLCogVideoX:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipelines import storage
 from pipelines.clip import Clip
-from pipelines.stage import Stage, resource
+from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     from dynamictrl.dwpose import PoseEstimator
@@ -36,6 +36,9 @@ class EstimatePose(Stage):
 
         # One thread: as many workers as cores run, and sums in one order give the same bits on any machine size.
         return PoseEstimator(self.weights, provider=self.device, num_threads=1)
+
+    def check(self) -> None:
+        check_weights(self.weights, ["yolox_l.onnx", "dw-ll_ucoco_384.onnx"])
 
     def setup(self) -> None:
         _ = self.estimator

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +138,8 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _local_row(path: Path) -> dict[str, Any]:
-    path = path.absolute()
+    # Without "..": the same file named in two ways is one source.
+    path = Path(os.path.abspath(path))
     try:
         status = path.stat()
     except OSError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipelines import storage
 from pipelines.clip import Clip
-from pipelines.stage import Stage, resource
+from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,10 @@ class TrackMasks(Stage):
         if self.tracker == SKELETON_SEEDED:
             return SkeletonMaskTracker()
         return Sam2MaskTracker(self.tracker, self.device)
+
+    def check(self) -> None:
+        if self.tracker != SKELETON_SEEDED:
+            check_weights(self.tracker, ["config.json"])
 
     def setup(self) -> None:
         _ = self.tracking

@@ -44,10 +44,17 @@ def test_two_runs_at_once_are_refused(tmp_path: Path):
     ],
 )
 def test_another_recipe_or_setting_is_refused(recipe: str, settings: dict[str, object], words: str, tmp_path: Path):
-    with opened(tmp_path / "out", "mini", SETTINGS):
-        pass
+    with opened(tmp_path / "out", "mini", SETTINGS) as work:
+        (work / "results").mkdir()
     with pytest.raises(ConfigError, match=words), opened(tmp_path / "out", recipe, settings):
         pass
+
+
+def test_a_run_that_decided_nothing_binds_nobody(tmp_path: Path):
+    with opened(tmp_path / "out", "mini", SETTINGS):
+        pass
+    with opened(tmp_path / "out", "curate", {}) as work:
+        assert json.loads((work / "run.json").read_text())["recipe"] == "curate"
 
 
 def test_a_data_set_of_another_schema_is_refused_and_left_as_it_is(tmp_path: Path):
