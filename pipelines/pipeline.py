@@ -32,14 +32,14 @@ class Pipeline:
     workers: int = 0
     """Processes per step; 0 = as many as the cluster's cores and GPUs allow."""
     time_limit: float = 1800.0
-    """Seconds that one source may take before it is quarantined."""
+    """Seconds that one source may take before it is quarantined; 0 = none, and no process of its own for decoding."""
     memory_gib: float = 16.0
     """GiB of address space that one source's decoding may take before it is quarantined; 0 = no limit."""
 
     def __post_init__(self):
-        if self.workers < 0 or self.time_limit <= 0 or self.memory_gib < 0:
+        if self.workers < 0 or self.time_limit < 0 or self.memory_gib < 0:
             raise ConfigError(
-                f"workers is {self.workers} (at least 0), time_limit {self.time_limit} s (above 0), memory_gib "
+                f"workers is {self.workers} (at least 0), time_limit {self.time_limit} s (at least 0), memory_gib "
                 f"{self.memory_gib} (at least 0)"
             )
 

@@ -106,7 +106,12 @@ def weightless(tmp_path: Path) -> Callable[..., Weightless]:
     """The pipeline over `tmp_path/videos` into `tmp_path/out`, in this process."""
 
     def make(**fields: object) -> Weightless:
-        settings: dict[str, object] = {"videos": (str(tmp_path / "videos"),), "out": tmp_path / "out", "local": True}
-        return Weightless(**{**settings, **fields})  # type: ignore[arg-type]
+        # Without a time limit nothing is decoded in a process of its own, which takes a second to start.
+        settings: dict[str, object] = {
+            "videos": (str(tmp_path / "videos"),),
+            "out": tmp_path / "out",
+            "time_limit": 0.0,
+        }
+        return Weightless(**{"local": True, **settings, **fields})  # type: ignore[arg-type]
 
     return make

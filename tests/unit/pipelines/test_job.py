@@ -58,6 +58,14 @@ def test_a_run_accounts_for_every_source_and_every_clip(videos: Path, weightless
     assert accounted == {p.name for p in videos.iterdir()}
 
 
+def test_sources_that_are_read_in_a_process_of_their_own_come_out_the_same(
+    videos: Path, weightless: MakePipeline, tmp_path: Path
+):
+    run(weightless(out=tmp_path / "one" / "set", time_limit=60.0))
+    run(weightless(out=tmp_path / "two" / "set"))
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
 def test_the_folder_is_the_contracts_and_stock_webdataset_reads_it(
     videos: Path, weightless: MakePipeline, tmp_path: Path
 ):
