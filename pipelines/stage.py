@@ -14,7 +14,7 @@ from pipelines.clip import Clip
 
 logger = logging.getLogger(__name__)
 
-UNTOUCHED_MESSAGE = 400
+LONGEST_MESSAGE = 400
 """Characters of an exception's text that are kept in a row."""
 
 
@@ -116,5 +116,5 @@ def _refused(stage: Stage, clip: Clip, problem: Exception) -> Clip:
     else:
         logger.warning("%s failed on %s", stage.name, clip.key or clip.source, exc_info=problem)
         code, message = "stage_error", f"{type(problem).__name__}: {problem}"
-    message = message[:UNTOUCHED_MESSAGE]
+    message = message[:LONGEST_MESSAGE]
     return clip.quarantine(code, message) if stage.per == "source" else clip.reject(code, message)
