@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from dynamictrl import weights
@@ -24,6 +25,7 @@ def launch(run: Run) -> Path:
     DynamiCtrlError with code run_failed for a failure on the way.
     """
     check(run)
+    run = _with_absolute_base(run)
     folder = RunFolder(run.out)
     index = build_index(run.data, run.recipe.clips)
     folder.claim(run, index.fingerprint)
@@ -60,6 +62,14 @@ def check(run: Run) -> None:
     checkpoint.check_workers(checkpoint.newest(RunFolder(run.out)), max(run.recipe.workers.num_workers, 1))
 
 
+def _with_absolute_base(run: Run) -> Run:
+    """Workers do not share this process's working directory, and neither does a rerun."""
+    base = Path(run.recipe.model.base).expanduser()
+    if not base.is_dir():
+        return run
+    return replace(run, recipe=replace(run.recipe, model=replace(run.recipe.model, base=str(base.resolve()))))
+
+
 def is_finished(run: Run) -> bool:
     """Whether the model of this very run is exported."""
     try:
@@ -87,7 +97,8 @@ def record(run: Run, tracked: tracking.TrackedRun) -> list:
     from training.callbacks.metrics_file import MetricsFile
     from training.callbacks.mlflow_log import MlflowLog
 
-    return [MetricsFile(RunFolder(run.out).metrics), MlflowLog(tracked)]
+    path = RunFolder(run.out).metrics
+    return [MetricsFile(path), MlflowLog(tracked, path)]
 
 
 def failure_of(folder: RunFolder) -> DynamiCtrlError | None:

@@ -108,6 +108,7 @@ def _cluster(workers: Workers) -> Iterator[None]:
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": paths} | _thread_limits(workers)},
         "log_to_driver": False,
+        "logging_level": logging.ERROR,
     }
     if not os.environ.get("RAY_ADDRESS"):
         _check_gpus(workers)
@@ -180,13 +181,24 @@ def _shown(run: Run) -> Iterator[None]:
 def _watch(run: Run, stop: threading.Event) -> None:
     progress = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
     path = RunFolder(run.out).metrics
-    seen = max((int(line["step"]) for line in read_lines(path)), default=0)
-    progress.on_start(seen)
-    stopping = False
+    logger.info("starting %d workers", run.recipe.workers.num_workers)
+    before = _changed(path)
+    seen, stopping = -1, False
     while not stopping:
         stopping = stop.wait(POLL_SECONDS)
-        for line in read_lines(path):
+        if _changed(path) == before:
+            continue  # the workers are still on their way
+        lines = read_lines(path)
+        if seen < 0:
+            seen = max((int(line["step"]) for line in lines), default=0)
+            progress.on_start(seen)
+        for line in lines:
             if line["step"] > seen:
                 seen = int(line["step"])
                 progress.on_step(seen, line)
     progress.on_close()
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0

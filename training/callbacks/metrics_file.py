@@ -1,8 +1,9 @@
-"""`RUN/metrics.jsonl`: every step's metrics, one JSON object a line, each step once."""
+"""`RUN/metrics.jsonl`: every step's metrics, one JSON object a line, each step once, with its time (seconds, 1970)."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class MetricsFile(Callback):
         self._stream = self._path.open("a")
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._stream.write(json.dumps({"step": step} | dict(metrics)) + "\n")
+        self._stream.write(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(metrics)) + "\n")
         self._stream.flush()
 
     def on_close(self) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from training import tracking
 from training.__main__ import main
+from training.callbacks.metrics_file import MetricsFile
 from training.callbacks.mlflow_log import MlflowLog
+from training.config import Run
 from training.recipes import RECIPES
 
 TINY = ["--steps", "2", "--log-every", "1"]
@@ -48,21 +50,28 @@ def test_a_run_is_trained_tracked_and_registered_and_a_rerun_changes_nothing(
     assert champion.run_id == run.info.run_id
 
 
-def test_steps_on_record_are_not_recorded_again(tiny_model: Path, small_dataset: Path, tmp_path: Path):
-    from training.config import Run
-
+def test_every_step_is_on_record_once_whatever_a_kill_kept_from_it(small_dataset: Path, tmp_path: Path):
     run = Run(name="mini", data=small_dataset, out=tmp_path, recipe=RECIPES["dynamictrl-2b"]())
     tracked = tracking.open_run(run)
-    for steps in ([1, 2, 3], [3, 4]):
-        log = MlflowLog(tracked)
-        log.on_start(steps[0] - 1)
+    path = tmp_path / "metrics.jsonl"
+
+    def session(start: int, steps: list[int], *, killed: bool) -> None:
+        kept, log = MetricsFile(path), MlflowLog(tracked, path)
+        kept.on_start(start)
+        log.on_start(start)
         for step in steps:
+            kept.on_step(step, {"loss": 1.0 / step})
             log.on_step(step, {"loss": 1.0 / step})
-        log.on_close()
+        if not killed:
+            log.on_close()
+
+    session(0, [1, 2, 3], killed=False)
+    session(2, [3, 4, 5], killed=True)  # 4 and 5 reached the file alone
+    session(4, [5, 6], killed=False)
 
     assert tracking.open_run(run) == tracked
     history = tracked.client().get_metric_history(tracked.run_id, "loss")
-    assert [metric.step for metric in history] == [1, 2, 3, 4]
+    assert [(metric.step, metric.value) for metric in history] == [(n, 1.0 / n) for n in range(1, 7)]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_two_steps_and_a_resume_to_four_are_four_steps_bit_for_bit(recipe: Recip
     lines = [read_lines(RunFolder(run.out).metrics) for run in (straight, stopped)]
     for name in ("step", "loss", "grad_norm", "learning_rate"):
         assert [line[name] for line in lines[0]] == [line[name] for line in lines[1]]
-    assert set(lines[0][0]) == METRICS | {"step"}
+    assert set(lines[0][0]) == METRICS | {"step", "time"}
 
 
 def test_the_export_loads_and_every_transformer_weight_has_moved(recipe: Recipe, small_dataset: Path, tmp_path: Path):
