@@ -106,7 +106,9 @@ def train(
 ) -> dict[str, float]:
     """Trains in place whatever requires a gradient; the weights left are the moving average's."""
     torch.manual_seed(settings.seed)
-    modules: list[nn.Module] = [transformer.to(settings.device).eval(), text_encoder.to(settings.device).eval()]
+    modules: list[nn.Module] = [transformer, text_encoder]
+    for module in modules:
+        module.to(settings.device).eval()
     if settings.compiled:
         for block in transformer.transformer_blocks:
             block.compile()

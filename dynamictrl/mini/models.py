@@ -47,7 +47,9 @@ def vae(**overrides: Any) -> AutoencoderKLCogVideoX:  # noqa: ANN401
     } | overrides
     blocks = len(config["block_out_channels"])
     return AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * blocks, up_block_types=("CogVideoXUpBlock3D",) * blocks, **config
+        down_block_types=("CogVideoXDownBlock3D",) * blocks,  # pyright: ignore[reportArgumentType]
+        up_block_types=("CogVideoXUpBlock3D",) * blocks,  # pyright: ignore[reportArgumentType]
+        **config,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from transformers import T5EncoderModel
 
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Settings, train
@@ -43,7 +44,7 @@ How it was trained and what was measured: `docs/mini.md`. Training took {steps} 
 
 def pretrain(
     pool: LatentPool, vocabulary: int, settings: Settings
-) -> tuple[DynamiCtrlTransformer3DModel, torch.nn.Module, dict[str, float]]:
+) -> tuple[DynamiCtrlTransformer3DModel, T5EncoderModel, dict[str, float]]:
     """A base transformer and text encoder trained on a pool without its poses, and what was spent."""
     torch.manual_seed(settings.seed)
     transformer, text_encoder = models.transformer(), models.text_encoder(vocabulary)
@@ -70,7 +71,8 @@ def main() -> None:
 
     pool = Pool(options["pool"])
     tokenizer = build_tokenizer([pool.caption(int(i)) for i in pool.ready()], max_length=models.TEXT_LENGTH)
-    vae = AutoencoderKLCogVideoX.from_pretrained(options["vae"], torch_dtype=torch.float32).to(settings.device).eval()
+    vae = AutoencoderKLCogVideoX.from_pretrained(options["vae"], torch_dtype=torch.float32).eval()
+    torch.nn.Module.to(vae, settings.device)
     if not options["latents"].exists():
         encode_pool(vae, tokenizer, pool, batch=options["encode_batch"], mirrored=options["mirrored"]).save(
             options["latents"]

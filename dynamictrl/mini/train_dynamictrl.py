@@ -43,7 +43,7 @@ def give_pose(transformer: DynamiCtrlTransformer3DModel, *, silent: bool) -> Non
     for block in transformer.transformer_blocks:
         block.control_norm1.requires_grad_(True)
         for part in (block.control_norm1.linear, block.control_norm1.norm):
-            part.reset_parameters()
+            part.reset_parameters()  # pyright: ignore[reportCallIssue]
     if silent:
         transformer.silence_pose()
 

@@ -144,7 +144,7 @@ def train(vae: AutoencoderKLCogVideoX, pool: Pool, settings: Settings) -> dict[s
     """Trains in place; the weights left are the moving average's. Returns what was spent."""
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
-    module = Autoencoding(vae.to(settings.device).train())
+    module = Autoencoding(vae).to(settings.device).train()
     clips, start, steps = Clips(pool, settings.device), time.monotonic(), 0
     clips.grow()
     height, width = clips.video.shape[2:4]
