@@ -30,7 +30,8 @@ SOURCES = 12
 SEED = 7
 HELD_OUT_SEED = 9001
 """Far from SEED: no character, motion or background of the training videos comes again."""
-INITIAL = "mini/base"
+INITIAL = "mini/dynamictrl"
+"""What recipe `mini` starts from."""
 STEPS = 6
 
 
