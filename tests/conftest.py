@@ -67,7 +67,7 @@ def person_and_pose(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set folder of marionettes, as curation writes it: six clips of 13 to 18 frames, one of 3, in two shards."""
+    """A data set folder of marionettes, as curation writes it: six clips of 13 to 18 frames and one of 3."""
     import json
 
     import numpy as np
