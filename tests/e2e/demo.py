@@ -28,8 +28,8 @@ from PIL import Image
 
 SOURCES = 12
 SEED = 7
-HELD_OUT_SEED = 9001
-"""Far from SEED: no character, motion or background of the training videos comes again."""
+HELD_OUT = {"character_seed": 9002, "motion_seed": 9002, "background_seed": 9007, "persons": 1, "action": "wave"}
+"""A person, a motion and a place that are in no training video."""
 INITIAL = "mini/dynamictrl"
 """What recipe `mini` starts from."""
 STEPS = 6
@@ -52,24 +52,41 @@ def run(*words: str | Path, **environment: str) -> None:
 
 
 def make_sources(out: Path) -> Path:
-    """Marionette videos, and a copy of one cut off in the middle: what a crawl brings."""
+    """Marionette videos, one broken download and one video without anyone in it: what a crawl brings."""
+    from dynamictrl.video import write_video
+
     folder = out / "videos"
     run("pipelines", "marionettes", "--out", folder, "--count", str(SOURCES), "--seed", str(SEED))
     whole = sorted(folder.glob("*.mp4"))[0].read_bytes()
     (folder / "broken-download.mp4").write_bytes(whole[: len(whole) // 50])
+    write_video(folder / "nobody-home.mp4", drifting_hills(), 12.0)
     return folder
+
+
+def drifting_hills(frames: int = 40, height: int = 240, width: int = 320) -> np.ndarray:
+    """A landscape that drifts by, uint8 [frames, height, width, 3]: sharp, moving, and nobody in it."""
+    y, x = np.mgrid[0:height, 0:width]
+    rng = np.random.default_rng(SEED)
+    grain = rng.integers(0, 18, (height, width, 1))
+    pictures = []
+    for i in range(frames):
+        ridge = 130 + 25 * np.sin((x + 4 * i) / 35) + 8 * np.sin((x + 4 * i) / 9)
+        land = (y > ridge)[..., None]
+        sky = np.stack([120 + y // 3, 170 + y // 4, np.full_like(y, 235)], axis=-1)
+        field = np.stack([60 + y // 6, 120 + y // 8, np.full_like(y, 60)], axis=-1)
+        pictures.append(np.where(land, field, sky) + np.roll(grain, -4 * i, axis=1) * land)
+    return np.clip(np.stack(pictures), 0, 255).astype(np.uint8)
 
 
 def make_held_out(out: Path) -> dict[str, Any]:
     """A scene no model has seen: its video drives, its first frame is the photo, its frames are the truth."""
     from dynamictrl.mini import models
-    from dynamictrl.mini.marionettes import sample_clip
+    from dynamictrl.mini.marionettes import MarionetteScene
     from dynamictrl.video import write_video
 
     folder = out / "held-out"
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(HELD_OUT_SEED)
-    clip = sample_clip(rng, models.NUM_FRAMES, models.HEIGHT, models.WIDTH, models.FPS, persons=1)
+    clip = MarionetteScene(**HELD_OUT).render(models.NUM_FRAMES, models.HEIGHT, models.WIDTH, models.FPS)
     write_video(folder / "driving.mp4", clip.frames, models.FPS, crf=12)
     Image.fromarray(clip.frames[0]).save(folder / "person.png")
     return {"clip": clip, "folder": folder, "fps": models.FPS}
@@ -117,8 +134,12 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path, seco
 
 def request_clip(base_url: str, held_out: dict[str, Any]) -> bytes:
     """One clip through the HTTP API with the stock client: upload the driving video, create, poll, download."""
+    import warnings
+
     from openai import OpenAI
 
+    # The client announces the end of its own vendor's service; the API lives on in services like this one.
+    warnings.filterwarnings("ignore", message="The Sora API", category=DeprecationWarning)
     client = OpenAI(base_url=base_url, api_key="not-needed-on-loopback")
     folder, clip = held_out["folder"], held_out["clip"]
     driving = client.files.create(file=folder / "driving.mp4", purpose="user_data")
@@ -199,11 +220,13 @@ def sample_cards(dataset: Path, count: int = 5) -> list[ClipCard]:
     return cards
 
 
-def source_cards(folder: Path, count: int = 6) -> list[ClipCard]:
+def source_cards(folder: Path, count: int = 5) -> list[ClipCard]:
     paths = sorted(folder.glob("marionette*.mp4"))
     cards = [ClipCard(p.name, p.read_bytes(), f"{p.stat().st_size // 1024} KiB") for p in paths[:count]]
     broken = folder / "broken-download.mp4"
     rest = len(paths) - len(cards)
+    empty = folder / "nobody-home.mp4"
+    cards.append(ClipCard(empty.name, empty.read_bytes(), "nobody in it, on purpose"))
     cards.append(ClipCard(broken.name, b"", f"{broken.stat().st_size} bytes of an mp4: broken on purpose"))
     return [*cards, ClipCard(f"and {rest} more", b"")] if rest else cards
 
@@ -284,7 +307,7 @@ def main() -> None:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true")
     started = time.monotonic()
 
-    step(1, f"make {SOURCES} source videos, one broken download, and a held-out person")
+    step(1, f"make {SOURCES} source videos, one empty, one broken, and a held-out person")
     videos = make_sources(out)
     held_out = make_held_out(out)
     step(2, "curate them into shards (Ray Data)")
