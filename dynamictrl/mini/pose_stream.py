@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dynamictrl.dwpose import JOINTS_OF_LAYOUT
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
-from dynamictrl.mini.marionettes_scene import PLACES, paint_place
+from dynamictrl.mini.marionettes.scene import PLACES, paint_place
 
 SIZES = ((192, 128), (192, 128), (256, 256), (384, 216), (216, 384), (320, 240), (384, 256), (448, 256), (270, 480))
 PERSONS = 2

@@ -15,7 +15,7 @@ from dynamictrl.dwpose import (
 )
 from dynamictrl.errors import CheckpointError, ConfigError, InputError
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene, sample_clip
-from dynamictrl.mini.marionettes_scene import PLACES, paint_place
+from dynamictrl.mini.marionettes.scene import PLACES, paint_place
 from dynamictrl.pose import (
     BODY,
     FACE,

@@ -7,7 +7,7 @@ import pytest
 
 from dynamictrl.errors import ConfigError
 from dynamictrl.mini.marionettes import MarionetteScene, sample_clip, write_marionettes
-from dynamictrl.mini.marionettes_motion import ACTIONS
+from dynamictrl.mini.marionettes.motion import ACTIONS
 from dynamictrl.pose import BODY, FACE, LEFT_HAND, LEFT_WRIST, RIGHT_HAND, RIGHT_WRIST, PoseSequence
 from dynamictrl.video import read_video
 

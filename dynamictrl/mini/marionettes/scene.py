@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mini.marionettes_character import Colour, tint_colour
+from dynamictrl.mini.marionettes.character import Colour, tint_colour
 
 MARGIN = 0.2
 """How far a painted place reaches past each edge of the frame, as a share of the frame."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mini.marionettes_character import Character
-from dynamictrl.mini.marionettes_score import SIDES, Motion
+from dynamictrl.mini.marionettes.character import Character
+from dynamictrl.mini.marionettes.score import SIDES, Motion
 
 Array = NDArray[np.float64]
 

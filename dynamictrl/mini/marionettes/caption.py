@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dynamictrl.mini.marionettes_character import Character
-from dynamictrl.mini.marionettes_motion import ACTIONS
-from dynamictrl.mini.marionettes_scene import PLACES
+from dynamictrl.mini.marionettes.character import Character
+from dynamictrl.mini.marionettes.motion import ACTIONS
+from dynamictrl.mini.marionettes.scene import PLACES
 
 
 def _article(words: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dynamictrl.mini.marionettes_score import SIDES, TAU, Curve, Motion, Score, at_ease, raise_open_hand, step_legs
+from dynamictrl.mini.marionettes.score import SIDES, TAU, Curve, Motion, Score, at_ease, raise_open_hand, step_legs
 
 
 def _wave(score: Score) -> Motion:

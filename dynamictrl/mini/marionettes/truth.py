@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mini.marionettes_character import Character
-from dynamictrl.mini.marionettes_figure import CODES
-from dynamictrl.mini.marionettes_head import ear_and_eye_points, landmarks
-from dynamictrl.mini.marionettes_score import Motion
-from dynamictrl.mini.marionettes_shapes import Array, Layer, Part, View
-from dynamictrl.mini.marionettes_skeleton import Body
+from dynamictrl.mini.marionettes.character import Character
+from dynamictrl.mini.marionettes.figure import CODES
+from dynamictrl.mini.marionettes.head import ear_and_eye_points, landmarks
+from dynamictrl.mini.marionettes.score import Motion
+from dynamictrl.mini.marionettes.shapes import Array, Layer, Part, View
+from dynamictrl.mini.marionettes.skeleton import Body
 from dynamictrl.pose import FACE, FEET, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
 
 HIDDEN = 0.5

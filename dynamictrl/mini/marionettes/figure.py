@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynamictrl.mini.marionettes_character import CLOTH_COLOURS, Character, Colour
-from dynamictrl.mini.marionettes_head import expression_layers, head_parts
-from dynamictrl.mini.marionettes_score import SIDES, Motion
-from dynamictrl.mini.marionettes_shapes import Array, Layer, Part, View, blob, disc, limb, outline, smooth, tint
-from dynamictrl.mini.marionettes_skeleton import Body
+from dynamictrl.mini.marionettes.character import CLOTH_COLOURS, Character, Colour
+from dynamictrl.mini.marionettes.head import expression_layers, head_parts
+from dynamictrl.mini.marionettes.score import SIDES, Motion
+from dynamictrl.mini.marionettes.shapes import Array, Layer, Part, View, blob, disc, limb, outline, smooth, tint
+from dynamictrl.mini.marionettes.skeleton import Body
 
 PART_NAMES = (
     "thigh_left", "thigh_right", "shin_left", "shin_right", "shoe_left", "shoe_right",

@@ -1,14 +1,4 @@
-"""Marionettes: drawn, human-like figures whose keypoints, masks and captions are known exactly.
-
-They are what the project's small models learn from, what its tests run on, and what `pipelines marionettes` writes for
-a first try. Everything follows from seeds: the same seeds give the same bytes.
-
-    clip = sample_clip(np.random.default_rng(7), num_frames=25, height=192, width=128, fps=12)
-    clip.frames, clip.pose, clip.persons, clip.clothes, clip.caption, clip.attributes
-
-A person, a motion and a place have a seed each, so one can change while the others stay:
-
-    MarionetteScene(character_seed=1, motion_seed=2, background_seed=3).render(25, 192, 128, 12)
+"""One marionette clip: people, their motions and a place, each from a seed, rendered with their exact truth.
 
 Shape suffixes: F frames, P persons, J joints (134), H W frame size.
 """
@@ -23,19 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.mini.marionettes_caption import attributes_of, caption_of
-from dynamictrl.mini.marionettes_character import Character, draw_character
-from dynamictrl.mini.marionettes_figure import CLOTHES, CODES, figure_parts
-from dynamictrl.mini.marionettes_motion import ACTIONS, perform
-from dynamictrl.mini.marionettes_scene import MARGIN, PLACES, Camera, grading, move_camera, paint_place
-from dynamictrl.mini.marionettes_score import Motion
-from dynamictrl.mini.marionettes_shapes import Array, Brush, Part, View
-from dynamictrl.mini.marionettes_skeleton import Body, pose_body
-from dynamictrl.mini.marionettes_truth import boxes_of, keypoints_of, score_points
-from dynamictrl.mini.marionettes_writer import write_marionettes
+from dynamictrl.mini.marionettes.caption import attributes_of, caption_of
+from dynamictrl.mini.marionettes.character import Character, draw_character
+from dynamictrl.mini.marionettes.figure import CLOTHES, CODES, figure_parts
+from dynamictrl.mini.marionettes.motion import ACTIONS, perform
+from dynamictrl.mini.marionettes.scene import MARGIN, PLACES, Camera, grading, move_camera, paint_place
+from dynamictrl.mini.marionettes.score import Motion
+from dynamictrl.mini.marionettes.shapes import Array, Brush, Part, View
+from dynamictrl.mini.marionettes.skeleton import Body, pose_body
+from dynamictrl.mini.marionettes.truth import boxes_of, keypoints_of, score_points
 from dynamictrl.pose import PoseSequence
-
-__all__ = ["MarionetteClip", "MarionetteScene", "sample_clip", "write_marionettes"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mini.marionettes_character import CLOTH_COLOURS, Character, Colour
-from dynamictrl.mini.marionettes_shapes import Array, Layer, Part, View, blob, disc, limb, outline, smooth, tint
-from dynamictrl.mini.marionettes_skeleton import HEAD_RADII, Body
+from dynamictrl.mini.marionettes.character import CLOTH_COLOURS, Character, Colour
+from dynamictrl.mini.marionettes.shapes import Array, Layer, Part, View, blob, disc, limb, outline, smooth, tint
+from dynamictrl.mini.marionettes.skeleton import HEAD_RADII, Body
 
 _EYE = (0.35, 0.03)
 _MOUTH_Y = -0.54

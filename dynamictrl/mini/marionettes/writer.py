@@ -14,7 +14,7 @@ from dynamictrl.errors import ConfigError
 from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
 
 if TYPE_CHECKING:
-    from dynamictrl.mini.marionettes import MarionetteClip
+    from dynamictrl.mini.marionettes.clip import MarionetteClip
 
 SIZES = ((448, 256), (640, 360), (360, 640), (480, 480), (512, 288), (288, 512))
 """Height and width of the videos."""
@@ -58,7 +58,7 @@ def _write_one(path: Path, seed: int, index: int) -> Path:
 
 
 def _shot(rng: np.random.Generator, height: int, width: int, fps: int) -> MarionetteClip:
-    from dynamictrl.mini.marionettes import sample_clip
+    from dynamictrl.mini.marionettes.clip import sample_clip
 
     frames = round(float(rng.uniform(*SHOT_SECONDS)) * fps)
     return sample_clip(rng, frames, height, width, fps)

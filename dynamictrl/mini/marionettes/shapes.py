@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mini.marionettes_character import Colour
-from dynamictrl.mini.marionettes_character import tint_colour as tint
+from dynamictrl.mini.marionettes.character import Colour
+from dynamictrl.mini.marionettes.character import tint_colour as tint
 
 Array = NDArray[np.float64]
 
