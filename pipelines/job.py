@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynamictrl.errors import ConfigError
+from dynamictrl.errors import ConfigError, DatasetError
 from pipelines import dataset_files, operators, report, run_folder
 from pipelines.clip import Clip
 from pipelines.operators import Operator
@@ -83,14 +83,24 @@ class _Job:
         committed = self.plan.committed_keys()
         todo = [source for source in sources if not self._settled(source, committed)]
         self._work_on("sources", "sources", len(todo), lambda r, p: r.run([self.source_operator], todo, p.advance))
-        read = [self.source_operator.ledger.load(source.fingerprint) or () for source in sources]
+        read = [self._decided(self.source_operator.ledger.load(source.fingerprint), source) for source in sources]
         cut = _without_copies([clip for clips in read for clip in clips])
         waiting = [clip for clip in cut if not self._clip_settled(clip, committed)]
         self._work_on("clips", "clips", len(waiting), lambda r, p: r.run(self.clip_operators, waiting, p.advance))
-        decided = [result for clip in cut for result in self._outcome(clip, self.clip_operators) or ()]
+        decided = [c for clip in cut for c in self._decided(self._outcome(clip, self.clip_operators), clip)]
         # Sources may have gone since their clips were committed; the clips are still in the data set.
         gone = committed - {clip.key for clip in decided}
         return decided + [clip for key in sorted(gone) for clip in self.clip_operators[-1].ledger.load(key) or ()]
+
+    def _decided(self, clips: list[Clip] | None, unit: Clip) -> list[Clip]:
+        """What became of a unit; nothing may leave the ledger unseen."""
+        if clips is None:
+            raise DatasetError(
+                f"{unit.key or unit.source} was worked on and no decision about it lies in {self.work}. Is that folder "
+                f"on a disk that all workers share? The same command goes on with what is missing.",
+                code="undecided",
+            )
+        return clips
 
     def _work_on(self, phase: str, unit: str, count: int, work: Any) -> None:  # noqa: ANN401
         if count == 0:

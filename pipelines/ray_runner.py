@@ -7,6 +7,7 @@ asked of Ray that it was measured to get wrong: no native checkpoint, no tolerat
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -20,7 +21,9 @@ import ray.data
 import ray.exceptions
 from ray.util.annotations import RayDeprecationWarning
 
+from dynamictrl import errors
 from dynamictrl.errors import ConfigError, DynamiCtrlError
+from pipelines import storage
 from pipelines.clip import Clip, from_table, to_table
 from pipelines.operators import Operator
 from pipelines.runner import Advance, Seen
@@ -42,26 +45,41 @@ NO_PROGRESS_SECONDS = 24 * 3600
 """Ray gives up on a plan without finished rows for so long; our own time limit per source is the real one."""
 
 
-_ready: dict[str, Operator] = {}
-"""The operators that this worker process has set up, by digest."""
+_ready: dict[Path, Operator] = {}
+"""The operators that this worker process has set up, by the folder that they record in: a worker may outlive a run, and
+the next run's operator has another folder where its settings are the same."""
 
 
-def _apply(table: pa.Table, operator: Operator, digests: tuple[str, ...]) -> pa.Table:
-    """One block of rows through one operator, set up once in each process; `digests` are the operators still needed."""
-    for digest in _ready.keys() - set(digests):
-        _ready.pop(digest).close()
-    if operator.ledger.digest not in _ready:
-        operator.setup()
-        _ready[operator.ledger.digest] = operator
-    ready = _ready[operator.ledger.digest]
+def _apply(table: pa.Table, operator: Operator, needed: tuple[Path, ...]) -> pa.Table:
+    """One block of rows through one operator, set up once in each process; `needed` are the folders still in use."""
+    for folder in _ready.keys() - set(needed):
+        _ready.pop(folder).close()
+    if operator.ledger.folder not in _ready:
+        _set_up(operator)
+        _ready[operator.ledger.folder] = operator
+    ready = _ready[operator.ledger.folder]
     return to_table([result for clip in from_table(table) for result in ready.run(clip)])
+
+
+def _set_up(operator: Operator) -> None:
+    """Sets up, and notes a failure on disk: Ray loses the cause of an error on its way home."""
+    try:
+        operator.setup()
+    except DynamiCtrlError as problem:
+        fields = {"kind": type(problem).__name__, "message": str(problem), "code": problem.code, "param": problem.param}
+        storage.write_bytes(_failure_note(operator), json.dumps(fields).encode())
+        raise
+
+
+def _failure_note(operator: Operator) -> Path:
+    return operator.ledger.folder.with_suffix(".failure.json")
 
 
 class _Worker:
     """`_apply` in an actor, for operators that hold a GPU."""
 
-    def __call__(self, table: pa.Table, operator: Operator, digests: tuple[str, ...]) -> pa.Table:
-        return _apply(table, operator, digests)
+    def __call__(self, table: pa.Table, operator: Operator, needed: tuple[Path, ...]) -> pa.Table:
+        return _apply(table, operator, needed)
 
 
 class RayRunner:
@@ -83,17 +101,18 @@ class RayRunner:
         """As `Runner.run`; raises what an operator raised about settings or weights."""
         lanes = self._lanes(operators, len(units))
         dataset = ray.data.from_arrow([to_table(block) for block in _blocks(units, lanes)])
-        digests = tuple(operator.ledger.digest for operator in operators)
+        needed = tuple(operator.ledger.folder for operator in operators)
         cpus = self._cpus(operators, lanes)
         for operator in operators:
-            dataset = _mapped(dataset, operator, digests, lanes, cpus)
+            _failure_note(operator).unlink(missing_ok=True)
+            dataset = _mapped(dataset, operator, needed, lanes, cpus)
         by_source, seen = not units[0].key, Seen()
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 clips = from_table(batch)
                 advance(seen.new(clips, by_source=by_source), clips)
         except ray.exceptions.RayError as problem:
-            raise _ours(problem) from problem
+            raise _ours(problem, operators) from problem
 
     def commit(self, plan: ShardPlan, shards: Sequence[str], advance: Advance) -> None:
         """As `Runner.commit`: one task per shard."""
@@ -135,7 +154,7 @@ class RayRunner:
 
 
 def _mapped(
-    dataset: ray.data.Dataset, operator: Operator, digests: tuple[str, ...], lanes: int, cpus: float
+    dataset: ray.data.Dataset, operator: Operator, needed: tuple[Path, ...], lanes: int, cpus: float
 ) -> ray.data.Dataset:
     """The dataset behind one operator. A GPU gets actors, of a fixed number; what runs on the CPU is tasks, which share
     their processes with the steps before and after and so start nothing anew."""
@@ -150,7 +169,7 @@ def _mapped(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             function,
-            fn_kwargs={"operator": operator, "digests": digests},
+            fn_kwargs={"operator": operator, "needed": needed},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus,
@@ -190,8 +209,14 @@ def _commit(plan: ShardPlan, shard: str) -> None:
     plan.commit(shard)
 
 
-def _ours(problem: BaseException) -> BaseException:
-    """The error that one of our operators raised, dug out of Ray's wrapping; else Ray's own."""
+def _ours(problem: BaseException, operators: Sequence[Operator] = ()) -> BaseException:
+    """The error that one of our operators raised: as noted on disk, or dug out of Ray's wrapping; else Ray's own."""
+    for operator in operators:
+        note = _failure_note(operator)
+        if note.is_file():
+            fields = json.loads(note.read_bytes())
+            note.unlink()
+            return getattr(errors, fields.pop("kind"), DynamiCtrlError)(fields.pop("message"), **fields)
     inner: BaseException | None = problem
     while inner is not None:
         if isinstance(inner, DynamiCtrlError) and not isinstance(inner, ray.exceptions.RayError):

@@ -73,6 +73,13 @@ def test_a_finished_run_is_a_no_op_on_ray_too(videos: Path, looped: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_two_data_sets_of_the_same_settings_on_one_ray_lose_nothing(videos: Path, looped: Path, tmp_path: Path):
+    for name in ("first", "second"):
+        job.run("curate-mini", recipe(videos, tmp_path / name / "set"))
+        assert tree(tmp_path / name / "set") == tree(looped)
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_weights_that_break_in_a_worker_stop_the_run_with_their_own_error(videos: Path, tmp_path: Path):
     from dynamictrl.weights import MINI
 
