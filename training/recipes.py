@@ -75,10 +75,10 @@ def mini() -> Recipe:
             loader_threads=0,
         ),
         optimization=Optimization(
-            steps=120, batch_size=8, micro_batch_size=4, learning_rate=1e-4, warmup_steps=10, weight_decay=1e-4
+            steps=100, batch_size=8, micro_batch_size=4, learning_rate=3e-5, warmup_steps=10, weight_decay=1e-4
         ),
         workers=Workers(num_workers=2, device="cpu", zero_stage=2, precision="fp32", threads_per_worker=1),
-        records=Records(checkpoint_every=60, log_every=10),
+        records=Records(checkpoint_every=50, log_every=10),
     )
 
 
