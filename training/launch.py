@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynamictrl import weights
-from dynamictrl.errors import ConfigError, DynamiCtrlError
+from dynamictrl.errors import ConfigError
 from training import checkpoint, tracking
 from training.checkpoint import RunFolder
 from training.config import Run
@@ -86,24 +86,8 @@ def _train(run: Run, tracked: tracking.TrackedRun) -> None:
         train_on_ray(run, tracked)
         return
     from training.callbacks.progress import Progress
+    from training.callbacks.recording import record
     from training.trainer import train
 
     shown = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
     train(run, [*record(run, tracked), shown])
-
-
-def record(run: Run, tracked: tracking.TrackedRun) -> list:
-    """The callbacks that keep a run's metrics."""
-    from training.callbacks.metrics_file import MetricsFile
-    from training.callbacks.mlflow_log import MlflowLog
-
-    path = RunFolder(run.out).metrics
-    return [MetricsFile(path), MlflowLog(tracked, path)]
-
-
-def failure_of(folder: RunFolder) -> DynamiCtrlError | None:
-    """Why a worker gave up, where it left word."""
-    if not folder.failure.is_file():
-        return None
-    values = json.loads(folder.failure.read_text())
-    return DynamiCtrlError(values["message"], code="run_failed")

@@ -6,6 +6,7 @@ Ray's share is placing, watching and restarting; its own records lie in `RUN/ray
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -18,9 +19,9 @@ from dynamictrl.errors import ConfigError, DynamiCtrlError
 from dynamictrl.shards import write_json
 from training.callbacks.metrics_file import read_lines
 from training.callbacks.progress import Progress
+from training.callbacks.recording import record
 from training.checkpoint import RunFolder
 from training.config import Run, Workers
-from training.launch import failure_of, record
 from training.tracking import TrackedRun
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def train_on_ray(run: Run, tracked: TrackedRun) -> None:
             ),
         )
         problem = _fit(trainer)
-    told = failure_of(folder)
+    told = _failure_of(folder)
     if told is not None:
         raise told
     if problem is not None:
@@ -202,3 +203,11 @@ def _watch(run: Run, stop: threading.Event) -> None:
 def _changed(path: Path) -> int:
     """When a file was last written, in nanoseconds; 0 where there is none."""
     return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def _failure_of(folder: RunFolder) -> DynamiCtrlError | None:
+    """Why a worker gave up, where it left word."""
+    if not folder.failure.is_file():
+        return None
+    values = json.loads(folder.failure.read_text())
+    return DynamiCtrlError(values["message"], code="run_failed")
