@@ -206,7 +206,7 @@ def overlay(frames: np.ndarray, sample: Any) -> np.ndarray:
     return np.where(pose.max(axis=-1, keepdims=True) > 24, pose, shade).astype(np.uint8)
 
 
-def sample_cards(dataset: Path, count: int = 5) -> list[ClipCard]:
+def sample_cards(dataset: Path, count: int = 4) -> list[ClipCard]:
     from dynamictrl.shards import iter_shard, open_dataset
     from dynamictrl.video import encode_video, read_video
 

@@ -117,7 +117,7 @@ table { border-collapse: collapse; width: 100%; background: var(--card); border:
   border-radius: 10px; overflow: hidden; }
 th, td { text-align: left; padding: .5rem .8rem; border-top: 1px solid var(--line); font-size: .92rem;
   overflow-wrap: anywhere; }
-th { color: var(--dim); font-weight: 600; border-top: 0; } td.n, th.n { text-align: right; white-space: nowrap; }
+th { color: var(--dim); font-weight: 600; border-top: 0; } td.word, th { white-space: nowrap; } td.n, th.n { text-align: right; white-space: nowrap; }
 tr.best td { font-weight: 700; }
 svg { width: 100%; max-width: 720px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 svg text { font: 11px system-ui; fill: var(--dim); }
@@ -139,8 +139,8 @@ real models on a cluster.</p>
 <table><tr><th>outcome</th><th class="n">count</th></tr>
 {% for reason, count in demo.outcomes %}<tr><td>{{ reason }}</td><td class="n">{{ count }}</td></tr>{% endfor %}</table>
 {% if demo.quarantine %}<p></p><table><tr><th>quarantined file</th><th>stage</th><th>reason</th><th>message</th></tr>
-{% for row in demo.quarantine %}<tr><td>{{ row.uri.split("/")[-1] }}</td><td>{{ row.stage }}</td>
-<td>{{ row.reason }}</td><td>{{ row.message }}</td></tr>{% endfor %}</table>{% endif %}
+{% for row in demo.quarantine %}<tr><td>{{ row.uri.split("/")[-1] }}</td><td class="word">{{ row.stage }}</td>
+<td class="word">{{ row.reason }}</td><td>{{ row.message }}</td></tr>{% endfor %}</table>{% endif %}
 
 <h2>3. What the model learns from</h2>
 <p>Clips from the shards, with the pose found in them drawn as the model sees it and the person's mask tinted. Below
