@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import io
 import json
 import os
 import signal
@@ -303,7 +302,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"))
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, line_buffering=True)
+    sys.stdout.reconfigure(line_buffering=True)
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true")
     started = time.monotonic()
 
