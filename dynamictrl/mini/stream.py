@@ -14,6 +14,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 192, 128, 25, 12
 """As in `mini/models.py`, repeated so that a drawing worker need not import torch; a test holds them equal."""
 TEXT_BYTES = 2048
+CLOTHES = 0x80
+"""The bit of `Example.masks` that marks clothes."""
 HELD_OUT_SEED = 900_001
 """Clips of this seed are for measuring; no trainer draws them."""
 
@@ -35,7 +38,10 @@ class Example:
     """[F, H, W, 3] RGB."""
     pose: NDArray[np.uint8]
     """[F, H, W, 3]: its pose, drawn on black."""
+    masks: NDArray[np.uint8]
+    """[F, H, W]: the person's number in the low bits (0 nobody, then 1, 2), CLOTHES where clothes are."""
     caption: str
+    attributes: dict[str, Any]
 
 
 def draw_example(seed: int, index: int) -> Example:
@@ -44,7 +50,8 @@ def draw_example(seed: int, index: int) -> Example:
     from dynamictrl.pose_drawing import draw_pose
 
     clip = sample_clip(np.random.default_rng([seed, index]), NUM_FRAMES, HEIGHT, WIDTH, FPS)
-    return Example(clip.frames, draw_pose(clip.pose, HEIGHT, WIDTH), clip.caption)
+    masks = clip.persons | np.where(clip.clothes > 0, np.uint8(CLOTHES), np.uint8(0))
+    return Example(clip.frames, draw_pose(clip.pose, HEIGHT, WIDTH), masks, clip.caption, clip.attributes)
 
 
 class Pool:
@@ -62,6 +69,7 @@ class Pool:
         shape = (self.count, NUM_FRAMES, HEIGHT, WIDTH, 3)
         self.video = np.memmap(folder / "video.u8", np.uint8, mode, shape=shape)
         self.pose = np.memmap(folder / "pose.u8", np.uint8, mode, shape=shape)
+        self.masks = np.memmap(folder / "masks.u8", np.uint8, mode, shape=shape[:-1])
         self._text = np.memmap(folder / "text.u8", np.uint8, mode, shape=(self.count, TEXT_BYTES))
         self._ready = np.memmap(folder / "ready.u8", np.uint8, mode, shape=(self.count,))
 
@@ -71,14 +79,21 @@ class Pool:
 
     def write(self, index: int, example: Example) -> None:
         """Stores a clip and then declares it complete."""
-        self.video[index], self.pose[index] = example.video, example.pose
-        text = example.caption.encode("utf-8")[:TEXT_BYTES]
+        self.video[index], self.pose[index], self.masks[index] = example.video, example.pose, example.masks
+        text = json.dumps({"caption": example.caption, "attributes": example.attributes}).encode("ascii")
         self._text[index, : len(text)] = np.frombuffer(text, np.uint8)
         self._ready[index] = 1
 
     def caption(self, index: int) -> str:
-        """What a complete clip shows."""
-        return bytes(self._text[index]).rstrip(b"\0").decode("utf-8", errors="ignore")
+        """What a complete clip shows, in words."""
+        return self._said(index)["caption"]
+
+    def attributes(self, index: int) -> dict[str, Any]:
+        """What a complete clip shows, by name: `marionettes.caption.attributes_of`."""
+        return self._said(index)["attributes"]
+
+    def _said(self, index: int) -> dict[str, Any]:
+        return json.loads(bytes(self._text[index]).rstrip(b"\0"))
 
 
 def _fill(folder: Path, indices: Iterable[int], seed: int, draw: Callable[[int, int], Example]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynamictrl.mini.marionettes.character import Character
 from dynamictrl.mini.marionettes.motion import ACTIONS
-from dynamictrl.mini.marionettes.scene import PLACES
+from dynamictrl.mini.marionettes.scene import Place
 
 
 def _article(words: str) -> str:
@@ -31,9 +31,9 @@ def hair_words(who: Character) -> str:
     return f"{kind} {who.hair_name} hair"
 
 
-def caption_of(rng: np.random.Generator, people: list[Character], actions: list[str], place: str) -> str:
+def caption_of(rng: np.random.Generator, people: list[Character], actions: list[str], place: Place) -> str:
     """One English sentence; the same facts are worded in several ways."""
-    doing, where = [ACTIONS[action][0] for action in actions], PLACES[place][0]
+    doing, where = [ACTIONS[action][0] for action in actions], place.words
     if len(people) == 1:
         who = people[0]
         templates = (
@@ -48,8 +48,8 @@ def caption_of(rng: np.random.Generator, people: list[Character], actions: list[
     return f"Two people {where}: one in {first} is {doing[0]}, the other in {second} is {doing[1]}."
 
 
-def attributes_of(people: list[Character], actions: list[str], place: str) -> dict[str, Any]:
-    """`count`, and the first person's `top`, `trousers`, `action` beside the `background`; all people in `persons`."""
+def attributes_of(people: list[Character], actions: list[str], place: Place) -> dict[str, Any]:
+    """`count`, the first person's `top`, `trousers`, `action`; the place and its wall; all people in `persons`."""
     persons = [
         {
             "top": who.top_colour,
@@ -67,7 +67,8 @@ def attributes_of(people: list[Character], actions: list[str], place: str) -> di
         "count": len(people),
         "top": first["top"],
         "trousers": first["trousers"],
-        "background": place,
+        "background": place.name,
+        "background_colour": place.colour,
         "action": first["action"],
         "persons": persons,
     }

@@ -17,7 +17,17 @@ from dynamictrl.mini.marionettes.caption import attributes_of, caption_of
 from dynamictrl.mini.marionettes.character import Character, draw_character
 from dynamictrl.mini.marionettes.figure import CLOTHES, CODES, figure_parts
 from dynamictrl.mini.marionettes.motion import ACTIONS, perform
-from dynamictrl.mini.marionettes.scene import MARGIN, PLACES, Camera, grading, move_camera, paint_place
+from dynamictrl.mini.marionettes.scene import (
+    MARGIN,
+    PLACES,
+    WALL_COLOURS,
+    Camera,
+    Place,
+    choose_place,
+    grading,
+    move_camera,
+    paint_place,
+)
 from dynamictrl.mini.marionettes.score import Motion
 from dynamictrl.mini.marionettes.shapes import Array, Brush, Part, View
 from dynamictrl.mini.marionettes.skeleton import Body, pose_body
@@ -65,12 +75,20 @@ class MarionetteScene:
     """A key of `marionettes_motion.ACTIONS`; None leaves it to the motion seed."""
     close_up: bool | None = None
     """Whether the frame cuts the figures off; None leaves it to the background seed (one in ten)."""
+    place: str | None = None
+    """A key of `scene.PLACES`; None leaves it to the background seed."""
+    wall: str | None = None
+    """One of `scene.WALL_COLOURS`, in places with a wall to paint; None leaves it to the background seed."""
 
     def __post_init__(self):
         if self.persons not in (None, 1, 2):
             raise ConfigError(f"persons is {self.persons}; a marionette scene holds 1 or 2", param="persons")
         if self.action is not None and self.action not in ACTIONS:
             raise ConfigError(f"action is {self.action!r}; the actions are {sorted(ACTIONS)}", param="action")
+        if self.place is not None and self.place not in PLACES:
+            raise ConfigError(f"place is {self.place!r}; the places are {sorted(PLACES)}", param="place")
+        if self.wall is not None and self.wall not in WALL_COLOURS:
+            raise ConfigError(f"wall is {self.wall!r}; the walls are {', '.join(WALL_COLOURS)}", param="wall")
 
     def people(self) -> list[Character]:
         """The persons of this shot; they depend on the character seed alone."""
@@ -97,7 +115,7 @@ class MarionetteScene:
         people = self.people()
         actions = self.actions(len(people))
         rng = np.random.default_rng([self.background_seed, 5])
-        place = str(rng.choice(sorted(PLACES)))
+        place = choose_place(np.random.default_rng([self.background_seed, 8]), self.place, self.wall)
         shot = _Shot(times, height, width, supersampling)
         shot.set_up(rng, self.close_up, people)
         actors = [
@@ -171,12 +189,12 @@ class _Shot:
         return _Actor(who, body, motion, view, figure_parts(who, body, view, motion))
 
     def paint(
-        self, rng: np.random.Generator, actors: list[_Actor], place: str
+        self, rng: np.random.Generator, actors: list[_Actor], place: Place
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """All frames [F, H, W, 3] and the label map [F, H, W] (32 * person + part)."""
         detail = 1.5 if self.height <= 256 else 1.0
         backdrop = paint_place(rng, place, self.height, self.width, detail)
-        light = grading(rng, place)
+        light = grading(rng, place.name)
         brushes = [
             Brush(actor.parts, {name: code + 32 * index for name, code in CODES.items()}, 1 / self.factor)
             for index, actor in enumerate(actors)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mini.marionettes.character import Colour, tint_colour
+from dynamictrl.mini.marionettes.character import CLOTH_COLOURS, Colour, tint_colour
 
 MARGIN = 0.2
 """How far a painted place reaches past each edge of the frame, as a share of the frame."""
@@ -28,6 +28,8 @@ class Canvas:
     width: float
     height: float
     rng: np.random.Generator
+    wall: Colour | None = None
+    """The colour that a caption names, in places that have one."""
 
     def spot(self, x: float, y: float) -> tuple[int, int]:
         """A place in the frame as the image's pixel, with 3 fractional bits."""
@@ -71,10 +73,8 @@ def _mix(rng: np.random.Generator, *colours: Colour) -> Colour:
 
 
 def _studio(c: Canvas) -> None:
-    wall = _mix(
-        c.rng, (206, 214, 226), (232, 214, 196), (196, 220, 208), (222, 204, 224), (212, 212, 206), (250, 226, 170)
-    )
-    c.gradient(-MARGIN, 0.78, tint_colour(wall, 0.86), tint_colour(wall, 1.3))
+    wall = c.wall or (212, 212, 206)
+    c.gradient(-MARGIN, 0.78, tint_colour(wall, 0.86), tint_colour(wall, 1.15))
     c.gradient(0.78, 1 + MARGIN, tint_colour(wall, 0.95), tint_colour(wall, 0.78))
 
 
@@ -88,8 +88,7 @@ def _planks(c: Canvas, y: float, wood: Colour) -> None:
 
 def _living_room(c: Canvas) -> None:
     rng = c.rng
-    wall = _mix(rng, (226, 206, 176), (176, 200, 204), (214, 190, 190), (190, 206, 170), (232, 226, 212))
-    floor = 0.72
+    wall, floor = tint_colour(c.wall or (226, 206, 176), 1.15), 0.72
     c.gradient(-MARGIN, floor, tint_colour(wall, 0.92), wall)
     if rng.uniform() < 0.5:
         for x in np.arange(-MARGIN, 1 + MARGIN, 0.09):
@@ -268,8 +267,8 @@ def _night(c: Canvas) -> None:
 
 
 PLACES: dict[str, tuple[str, Callable[[Canvas], None]]] = {
-    "studio": ("in a plain studio", _studio),
-    "living room": ("in a living room", _living_room),
+    "studio": ("in a plain {colour} studio", _studio),
+    "living room": ("in a {colour} living room", _living_room),
     "park": ("in a park", _park),
     "beach": ("on a beach", _beach),
     "street": ("on a city street", _street),
@@ -277,15 +276,40 @@ PLACES: dict[str, tuple[str, Callable[[Canvas], None]]] = {
     "gym": ("in a gym", _gym),
     "night city": ("before a city at night", _night),
 }
-"""Name of a place to how a caption says it and what paints it."""
+"""Name of a place to how a caption says it and what paints it; `{colour}` is its wall's."""
+_OFTEN = {"studio": 3.0}
+WALL_COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "white", "grey", "brown", "beige")
 
 
-def paint_place(rng: np.random.Generator, name: str, height: int, width: int, detail: float) -> Image:
+@dataclass(frozen=True)
+class Place:
+    """Where a shot is, and the colour of the wall where that place has one to name."""
+
+    name: str
+    colour: str | None
+
+    @property
+    def words(self) -> str:
+        """Such as "in a plain blue studio"."""
+        return PLACES[self.name][0].format(colour=self.colour).replace("a orange", "an orange")
+
+
+def choose_place(rng: np.random.Generator, name: str | None = None, colour: str | None = None) -> Place:
+    """A place at random (plain studios more often than others), or the one asked for."""
+    names = sorted(PLACES)
+    odds = np.array([_OFTEN.get(known, 1.0) for known in names])
+    drawn, wall = str(rng.choice(names, p=odds / odds.sum())), str(rng.choice(WALL_COLOURS))
+    name = name or drawn
+    return Place(name, (colour or wall) if "{colour}" in PLACES[name][0] else None)
+
+
+def paint_place(rng: np.random.Generator, place: Place, height: int, width: int, detail: float) -> Image:
     """The place with its margins, RGB, `detail` pixels per pixel of the frame."""
     high, wide = height * detail, width * detail
     size = (round(high * (1 + 2 * MARGIN)), round(wide * (1 + 2 * MARGIN)))
-    canvas = Canvas(np.zeros((*size, 3), np.uint8), wide, high, rng)
-    PLACES[name][1](canvas)
+    wall = tint_colour(CLOTH_COLOURS[place.colour], rng.uniform(0.9, 1.1)) if place.colour else None
+    canvas = Canvas(np.zeros((*size, 3), np.uint8), wide, high, rng, wall)
+    PLACES[place.name][1](canvas)
     canvas.grain(1.5)
     return canvas.image
 

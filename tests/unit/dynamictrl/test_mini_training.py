@@ -36,7 +36,7 @@ def pool(tmp_path: Path) -> Pool:
     rng = np.random.default_rng(0)
     for index in (0, 1):
         video = np.broadcast_to(rng.integers(0, 255, 3).astype(np.uint8), pool.video.shape[1:])
-        pool.write(index, Example(video, video // 2, f"a clip number {index}"))
+        pool.write(index, Example(video, video // 2, video[..., 0] // 128, f"a clip number {index}", {"count": index}))
     return pool
 
 
