@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynamictrl import conditioning, weights
+from dynamictrl import conditioning, long_videos, weights
 from dynamictrl import latents as latent_space
 from dynamictrl.errors import CheckpointError, InputError
 from dynamictrl.geometry import check_num_frames, check_size, consecutive_indices, cover_crop, latent_frames
@@ -160,31 +161,38 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         clips: int,
         generator: torch.Generator | None,
         latents: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Initial noise (float32), image latents and pose latents, each BFCHW and padded for the base.
+        plan: long_videos.WindowPlan,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Initial noise (float32), one window's image latents and each one's pose latents, BFCHW, padded for the base.
 
-        `pose_frames` is uint8 [F, H, W, 3] in the size to render. Draws in this order: image, pose, noise.
+        `pose_frames` is uint8 [F, H, W, 3] in the size to render. Draws in this order: image, poses, noise.
         """
         device = self._execution_device
-        frames, height, width = pose_frames.shape[:3]
-        count = latent_frames(frames)
+        height, width = pose_frames.shape[1:3]
         fitted = np.asarray(cover_crop(image.convert("RGB"), height, width))
         image_pixels = conditioning.to_pixels(fitted[None])[:, :, 0].to(device)
         image_latents = conditioning.reference_latents(
-            self.vae, image_pixels, count, generator=generator, rule=self.config["image_latent_rule"]
+            self.vae, image_pixels, plan.length, generator=generator, rule=self.config["image_latent_rule"]
         )
-        pose_latents = self._encode_pose(conditioning.to_pixels(pose_frames).to(device), generator)
+        pose_latents = [
+            self._encode_pose(conditioning.to_pixels(pose_frames[plan.frames(window)]).to(device), generator)
+            for window in range(plan.count)
+        ]
         patch_size_t = self.transformer.config["patch_size_t"]
-        padded = [latent_space.pad_front(x, patch_size_t) for x in (image_latents, pose_latents)]
-        image_latents, pose_latents = (x.to(self.transformer.dtype).repeat(clips, 1, 1, 1, 1) for x in padded)
+        image_latents, *pose_latents = (
+            latent_space.pad_front(x, patch_size_t).to(self.transformer.dtype).repeat(clips, 1, 1, 1, 1)
+            for x in (image_latents, *pose_latents)
+        )
+        shape = (clips, plan.padding + plan.total, *image_latents.shape[2:])
         if latents is None:
-            latents = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != image_latents.shape:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
             raise InputError(
-                f"latents has shape {tuple(latents.shape)}; this call needs {tuple(image_latents.shape)}",
+                f"latents has shape {tuple(latents.shape)}; this call needs {shape}",
                 param="latents",
             )
-        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma, image_latents, pose_latents
+        latents = latents[:, plan.noise_order()].to(device, torch.float32)
+        return latents * self.scheduler.init_noise_sigma, image_latents, pose_latents
 
     def _encode_pose(self, pixels_BCFHW: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.pose_encoder is not None:
@@ -211,13 +219,17 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        window_frames: int | None = None,
+        window_overlap: int | None = None,
     ) -> DynamiCtrlPipelineOutput | tuple[Any]:
         """One clip per prompt and copy, of exactly `num_frames` frames.
 
         `image` is fitted to height x width by a centred crop. `pose_video` is the drawn poses, uint8 [F, H, W, 3] or
         PIL images; its first `num_frames` are used, and it gives the size and the count where none is asked for.
-        Guidance (classifier-free, above 1) is on the text alone: image and pose are in both halves. Raises InputError
-        for sizes that are no multiple of 16, counts other than 4k + 1, and too few poses.
+        Guidance (classifier-free, above 1) is on the text alone: image and pose are in both halves. A clip longer than
+        `window_frames` (the base's own length by default) is rendered in windows that share `window_overlap` frames
+        (`long_videos.plan_windows`). Raises InputError for sizes that are no multiple of 16, counts other than 4k + 1,
+        and too few poses.
         """
         pose_frames = conditioning.as_frames(pose_video)
         height = height or int(pose_frames.shape[1])
@@ -236,6 +248,7 @@ class DynamiCtrlPipeline(DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        plan = long_videos.plan_windows(num_frames, self.transformer.config, window_frames, window_overlap)
         pose_frames = pose_frames[consecutive_indices(len(pose_frames), num_frames)]
         pose_frames = cover_crop(pose_frames, height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -245,8 +258,11 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         self._interrupt = False
         try:
             prompt_embeds = self.encode_prompt(prompts, negatives, guidance_scale > 1, num_videos_per_prompt)
-            latents, image_latents, pose_latents = self.prepare_latents(image, pose_frames, clips, generator, latents)
+            latents, image_latents, pose_latents = self.prepare_latents(
+                image, pose_frames, clips, generator, latents, plan
+            )
             latents = self._denoise(
+                plan,
                 latents,
                 image_latents,
                 pose_latents,
@@ -258,20 +274,29 @@ class DynamiCtrlPipeline(DiffusionPipeline):
                 callback_on_step_end_tensor_inputs,
                 attention_kwargs,
             )
-            if output_type == "latent":
-                frames = latents[:, -latent_frames(num_frames) :]
-            else:
-                pixels = latent_space.decode(self.vae, latents, num_frames)
-                frames = self.video_processor.postprocess_video(pixels, output_type=output_type)
+            frames = self._decode(plan, latents, num_frames, output_type)
         finally:
             self.maybe_free_model_hooks()
         return DynamiCtrlPipelineOutput(frames=frames) if return_dict else (frames,)
 
+    def _decode(self, plan: long_videos.WindowPlan, latents: Tensor, num_frames: int, output_type: str) -> Any:  # noqa: ANN401 - what the caller asked for
+        """Clean latents as `output_type`; a clip of several windows comes piece by piece and lies on the CPU."""
+        if output_type == "latent":
+            return latents[:, -latent_frames(num_frames) :]
+        if plan.count > 1:
+            pieces = long_videos.decode_in_pieces(self.vae, latents, num_frames)
+            return long_videos.join_pieces(
+                self.video_processor.postprocess_video(piece.cpu(), output_type=output_type) for piece in pieces
+            )
+        pixels = latent_space.decode(self.vae, latents, num_frames)
+        return self.video_processor.postprocess_video(pixels, output_type=output_type)
+
     def _denoise(
         self,
+        plan: long_videos.WindowPlan,
         latents: Tensor,
         image_latents: Tensor,
-        pose_latents: Tensor,
+        pose_latents: list[Tensor],
         prompt_embeds: Tensor,
         num_inference_steps: int,
         guidance_scale: float,
@@ -287,27 +312,19 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         self._num_timesteps = len(timesteps)
         halves = 2 if guidance_scale > 1 else 1
         config = self.transformer.config
+        window = image_latents.shape
         fixed = {
-            "control_hidden_states": torch.cat([pose_latents] * halves),
             "ofs": ofs_for(config, latents.device),
-            "image_rotary_emb": rotary_positions(config, latents.shape[1], *latents.shape[3:], device=latents.device),
+            "image_rotary_emb": rotary_positions(config, window[1], *window[3:], device=latents.device),
             "attention_kwargs": attention_kwargs,
             "return_dict": False,
         }
+        controls = [torch.cat([pose] * halves) for pose in pose_latents]
         previous_clean = None
         with self.progress_bar(total=len(timesteps)) as progress:  # pyright: ignore[reportCallIssue]
             for i, timestep in enumerate(timesteps):
-                joined = torch.cat([latents.to(image_latents.dtype), image_latents], dim=2)
-                with self.transformer.cache_context("cond_uncond"):
-                    v = self.transformer(
-                        hidden_states=torch.cat([joined] * halves),
-                        encoder_hidden_states=prompt_embeds,
-                        timestep=timestep.expand(len(joined) * halves),
-                        **fixed,
-                    )[0].float()
-                if halves == 2:
-                    v_without, v_with = v.chunk(2)
-                    v = v_without + guidance_scale * (v_with - v_without)
+                told = {"encoder_hidden_states": prompt_embeds, "timestep": timestep, **fixed}
+                v = plan.blend(latents, partial(self._predict, image_latents, controls, guidance_scale, told))
                 latents, previous_clean = self._step(v, i, timesteps, latents, previous_clean, generator)
                 if callback is not None:
                     known = {"latents": latents, "prompt_embeds": prompt_embeds}
@@ -318,6 +335,27 @@ class DynamiCtrlPipeline(DiffusionPipeline):
                 if self._interrupt:
                     break
         return latents
+
+    def _predict(
+        self,
+        image_latents: Tensor,
+        controls: list[Tensor],
+        guidance_scale: float,
+        told: dict[str, Any],
+        window: int,
+        latents: Tensor,
+    ) -> Tensor:
+        """v of one window, guided: float32, as its latents. `controls` and `told` fit the doubled batch."""
+        joined = torch.cat([latents.to(image_latents.dtype), image_latents], dim=2)
+        joined = torch.cat([joined] * (2 if guidance_scale > 1 else 1))
+        told = {**told, "timestep": told["timestep"].expand(len(joined))}
+        # What a transformer caches from step to step is one window's.
+        with self.transformer.cache_context("cond_uncond" if len(controls) == 1 else f"window_{window}"):
+            v = self.transformer(hidden_states=joined, control_hidden_states=controls[window], **told)[0].float()
+        if guidance_scale <= 1:
+            return v
+        v_without, v_with = v.chunk(2)
+        return v_without + guidance_scale * (v_with - v_without)
 
     def _step(
         self,
