@@ -228,8 +228,9 @@ def _streamed_pieces(vae: AutoencoderKLCogVideoX, latents_BFCHW: Tensor) -> Iter
 
 def _tiled_pieces(vae: AutoencoderKLCogVideoX, latents_BFCHW: Tensor) -> Iterator[Tensor]:
     total = latents_BFCHW.shape[1]
-    for first in range(0, total, _TILED_PIECE):
-        last = min(first + _TILED_PIECE, total)
+    # Odd or even as the whole is, so that the first piece is decoded as the whole begins.
+    edges = [0, *range(min(_TILED_PIECE + total % 2, total), total, _TILED_PIECE), total]
+    for first, last in zip(edges, edges[1:], strict=False):
         lead = max(0, first - _TILED_LEAD_IN)
         whole = FRAMES_PER_LATENT * (last - lead - 1) + 1
         kept = FRAMES_PER_LATENT * (last - first) - (FRAMES_PER_LATENT - 1 if first == 0 else 0)
