@@ -9,6 +9,8 @@ Shape suffixes: F frames, P persons, J joints, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import cv2
@@ -121,6 +123,25 @@ def _ssim_of(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
     )
     return float(similarity.mean())
+
+
+def seam_contrast(frames: Pixels, borders: Sequence[int], *, reach: int = 4) -> float:
+    """How much more a clip changes at the borders of its windows than elsewhere: 1 where no seam can be told.
+
+    `frames` is [F, H, W, 3]; `borders` are the frames at which another window takes over (`WindowPlan.borders`). The
+    mean, over the borders, of the greatest change from one frame to the next within `reach` frames, divided by the same
+    over all places farther away. NaN where there is no border, no place without one, or no change at all.
+    """
+    change_F = np.array([np.abs(b.astype(np.float64) - a).mean() for a, b in pairwise(frames)])
+    # change_F[i] leads to frame i + 1.
+    greatest_F = np.array([change_F[max(0, i - reach) : i + reach].max() for i in range(1, len(frames))])
+    near_F = np.zeros(len(greatest_F), np.bool_)
+    at = [border - 1 for border in borders if 0 < border < len(frames)]
+    for border in at:
+        near_F[max(0, border - 2 * reach) : border + 2 * reach + 1] = True
+    if not at or near_F.all() or not greatest_F[~near_F].any():
+        return float("nan")
+    return float(greatest_F[at].mean() / greatest_F[~near_F].mean())
 
 
 def pck(

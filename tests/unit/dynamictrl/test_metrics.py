@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import InputError
-from dynamictrl.metrics import l1_disco, mask_iou, mean_absolute_error, pck, psnr, psnr_uint8_wrapped, ssim
+from dynamictrl.metrics import (
+    l1_disco,
+    mask_iou,
+    mean_absolute_error,
+    pck,
+    psnr,
+    psnr_uint8_wrapped,
+    seam_contrast,
+    ssim,
+)
 from dynamictrl.pose import BODY, LEFT_WRIST, PoseSequence
 
 BODY_XY = np.array(
@@ -140,3 +149,30 @@ def test_mask_overlap_is_counted_person_by_person():
     assert mask_iou(half, truth) == pytest.approx((0.5 + 0.5 + 1) / 3)
     assert mask_iou(np.where(truth == 1, 2, 0).astype(np.uint8), truth) == 0
     assert math.isnan(mask_iou(truth, np.zeros_like(truth)))
+
+
+def drifting(count: int) -> np.ndarray:
+    """A bright bar that wanders at a steady pace."""
+    clip = np.zeros((count, 24, 80, 3), np.uint8)
+    for index in range(count):
+        clip[index, :, index % 60 : index % 60 + 12] = 200
+    return clip
+
+
+def test_a_planted_seam_stands_out_by_its_height_and_a_seamless_clip_does_not():
+    clip, borders = drifting(60), [20, 40]
+    assert seam_contrast(clip, borders) == pytest.approx(1)
+    darker = clip.copy()
+    darker[20:40] //= 2
+    darker[20:40] += 30
+    assert seam_contrast(darker, borders) > 3
+    # A seam elsewhere is no seam of these windows.
+    assert seam_contrast(darker, [30, 50]) < 1
+    jumping = np.concatenate([clip[:20], drifting(60)[35:55], clip[40:]])
+    assert seam_contrast(jumping, borders) > 5
+
+
+def test_a_clip_without_borders_or_movement_has_no_contrast():
+    assert np.isnan(seam_contrast(drifting(20), []))
+    assert np.isnan(seam_contrast(np.repeat(drifting(1), 40, axis=0), [20]))
+    assert np.isnan(seam_contrast(drifting(9), [4]))
