@@ -24,7 +24,7 @@ from dynamictrl import weights
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.shards import read_sample, write_json
 from dynamictrl.windows import Window, WindowPixels, read_window
-from training.config import Clips, Evaluation
+from training.config import Clips, Device, Evaluation
 from training.data import Entry, build_index
 from training.plan import check_shape
 
@@ -57,7 +57,7 @@ def evaluate(settings: Evaluation) -> Path:
         record = settings.out / "clips" / f"{entry.key}.json"
         known = _known(record, identity)
         if known is None:
-            pipelines = pipelines or {name: _pipeline(model, settings) for name, model in models.items()}
+            pipelines = pipelines or {name: load_pipeline(model, settings.device) for name, model in models.items()}
             known = _score_clip(entry, clips, pipelines, settings)
             known["identity"] = identity
             write_json(record, known)
@@ -81,7 +81,7 @@ def evaluate(settings: Evaluation) -> Path:
 
 def _clips(settings: Evaluation) -> Clips:
     """The size to measure at: what is asked for, else what the model was trained at."""
-    trained = _trained_at(weights.resolve(settings.model))
+    trained = trained_at(weights.resolve(settings.model))
     return Clips(
         height=settings.height or int(trained["height"]),
         width=settings.width or int(trained["width"]),
@@ -91,7 +91,7 @@ def _clips(settings: Evaluation) -> Clips:
     )
 
 
-def _trained_at(folder: Path) -> dict[str, float]:
+def trained_at(folder: Path) -> dict[str, float]:
     """What a model of ours says of its training; of another, its transformer's own size and each clip's own rate."""
     try:
         if (folder / "training.json").is_file():
@@ -138,17 +138,18 @@ def _shown(entries: tuple[Entry, ...]) -> Iterable[Entry]:
     return tqdm(entries, unit="clip", desc="evaluating")
 
 
-def _pipeline(model: str, settings: Evaluation) -> DynamiCtrlPipeline:
+def load_pipeline(model: str, device: Device) -> DynamiCtrlPipeline:
+    """A model to measure, in bfloat16 on a GPU; ConfigError where there is no such device."""
     import torch
 
     from dynamictrl.animation import DynamiCtrlPipeline
     from training.starting_weights import quiet_loading
 
     quiet_loading()
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda and this machine has no CUDA device; use --device cpu", param="device")
-    dtype = torch.bfloat16 if settings.device == "cuda" else torch.float32
-    pipeline = DynamiCtrlPipeline.from_pretrained(model, torch_dtype=dtype).to(settings.device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    pipeline = DynamiCtrlPipeline.from_pretrained(model, dtype=dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
