@@ -28,6 +28,7 @@ from dynamictrl import conditioning, long_videos, weights
 from dynamictrl import latents as latent_space
 from dynamictrl.errors import CheckpointError, InputError
 from dynamictrl.geometry import check_num_frames, check_size, consecutive_indices, cover_crop, latent_frames
+from dynamictrl.lora import LoraLoading
 from dynamictrl.objective import ofs_for
 from dynamictrl.positions import rotary_positions
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
@@ -44,12 +45,13 @@ class DynamiCtrlPipelineOutput(BaseOutput):
     frames: Any
 
 
-class DynamiCtrlPipeline(DiffusionPipeline):
+class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
     """Animates the person of a reference image with the poses of a driving video.
 
     `pose_encoder`, where present, is a diffusers model that turns pose pixels BCFHW into the latents the transformer
     was trained with (the paper's expert-encoder ablation); without it the shared VAE does. `image_latent_rule` is saved
-    with the folder, so that a model is run as it was trained (`latents.ImageLatentRule`).
+    with the folder, so that a model is run as it was trained (`latents.ImageLatentRule`). LoRA adapters are loaded and
+    fused by diffusers' methods (`dynamictrl.lora`).
     """
 
     _optional_components = ["pose_encoder"]
@@ -84,10 +86,15 @@ class DynamiCtrlPipeline(DiffusionPipeline):
         """Loads a model folder, a hub id, or one of the mini family (`mini/NAME`); CheckpointError if it cannot be had.
 
         A hub id is resolved to a local folder first: diffusers takes classes from outside its own package from local
-        folders only. A transformer under its published class name is loaded as ours, strictly.
+        folders only. A transformer under its published class name is loaded as ours, strictly. `transformer` may name
+        a folder or hub id too: a released masked model has its transformer alone, which goes with its base's folder.
         """
         folder = weights.resolve(os.fspath(pretrained_model_name_or_path))
         _check_index(folder)
+        if isinstance(kwargs.get("transformer"), str | os.PathLike):
+            types = {name: kwargs[name] for name in ("dtype", "torch_dtype") if name in kwargs}
+            lent = weights.resolve(os.fspath(kwargs["transformer"]))
+            kwargs["transformer"] = DynamiCtrlTransformer3DModel.from_pretrained(lent, **types)
         return super().from_pretrained(folder, **kwargs)
 
     @classmethod

@@ -65,16 +65,36 @@ class PoseAdaptiveLayerNorm(PoseControl):
         self, video_BSD: Tensor, pose_BSD: Tensor | None, time_BT: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         assert pose_BSD is not None
-        shift, scale, gate = self.linear(F.silu(time_BT))[:, None].chunk(3, dim=-1)
-        modulated_BSD = self.norm(pose_BSD) * (1 + scale) + shift
+        modulated_BSD, gate = self.modulate(pose_BSD, time_BT)
         # The modulated pose is passed on, as the released weights expect; equation 4 can be read otherwise.
         return video_BSD + modulated_BSD, modulated_BSD * (1 + gate)
+
+    def modulate(self, pose_BSD: Tensor, time_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The rescaled pose of equation 3, and the gate [B, 1, D] of equation 4."""
+        shift, scale, gate = self.linear(F.silu(time_BT))[:, None].chunk(3, dim=-1)
+        return self.norm(pose_BSD) * (1 + scale) + shift, gate
 
     @torch.no_grad()
     def silence(self) -> None:
         # The pose stream falls silent with it: blocks after the first see no pose until its first updates.
         for parameter in self.parameters():
             parameter.zero_()
+
+
+class ResidualPoseAdaptiveLayerNorm(PoseAdaptiveLayerNorm):
+    """PadaLN by the paper's figures and words: the gated pose is added to the stream, which keeps what it was.
+
+    With q the pose tokens before a block and p = Norm(q) * (1 + scale) + shift (equation 3), the next block gets
+    q + gate * p, where the released code passes (1 + gate) * p on. Keys and shapes are the released ones, the
+    weights mean something else. Every block sees the pose even where p starts at zero.
+    """
+
+    def before_attention(
+        self, video_BSD: Tensor, pose_BSD: Tensor | None, time_BT: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        assert pose_BSD is not None
+        modulated_BSD, gate = self.modulate(pose_BSD, time_BT)
+        return video_BSD + modulated_BSD, pose_BSD + gate * modulated_BSD
 
 
 class PoseCrossAttention(PoseControl):
@@ -124,6 +144,7 @@ class DirectAddition(PoseControl):
 
 POSE_CONTROLS: dict[str, type[PoseControl]] = {
     "padaln": PoseAdaptiveLayerNorm,
+    "padaln_residual": ResidualPoseAdaptiveLayerNorm,
     "cross_attention": PoseCrossAttention,
     "unified_tokens": UnifiedVisionTokens,
     "direct_addition": DirectAddition,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
     """Denoises video latents under a text, a reference image and a driving pose.
 
     The config fields are those of diffusers' `CogVideoXTransformer3DModel`, which says what each means, plus
-    `pose_control`: `padaln`, `cross_attention`, `unified_tokens` or `direct_addition`. `in_channels` counts what the
+    `pose_control`, a name of `pose_control.POSE_CONTROLS`. `in_channels` counts what the
     patch embedding sees: noise and image (32), or noise, image and pose (48) for `unified_tokens`.
     """
 
@@ -261,7 +262,13 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         pretrained_model_name_or_path: str | os.PathLike[str],
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - the model, and with `output_loading_info` what diffusers tells about the loading
-        """As diffusers', but strict: a missing, unexpected or misshapen weight is a CheckpointError."""
+        """As diffusers', but strict: a missing, unexpected or misshapen weight is a CheckpointError.
+
+        A whole model folder will do as well as its `transformer`.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if "subfolder" not in kwargs and not (folder / "config.json").is_file() and (folder / "transformer").is_dir():
+            kwargs["subfolder"] = "transformer"
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         model, info = loaded

@@ -1,4 +1,4 @@
-"""`python -m training RECIPE --data DATASET --out RUN`, `plan RECIPE`, `evaluate`.
+"""`python -m training RECIPE --data DATASET --out RUN`, `plan RECIPE`, `convert BASE`, `evaluate`, `attention`.
 
 Exit codes: 0 done, 2 a usage or configuration error (before any cluster or GPU is touched), 1 a failure at run time.
 """
@@ -16,7 +16,9 @@ from pathlib import Path
 import tyro
 
 from dynamictrl.errors import DynamiCtrlError
+from training.attention import AttentionStudy, study
 from training.config import Evaluation, Recipe, Run
+from training.conversion import Convert
 from training.recipes import RECIPES
 
 Quiet = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -54,7 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments else 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     command, rest = arguments[0], arguments[1:]
-    commands: dict[str, Callable[[list[str]], int]] = {"plan": _plan, "evaluate": _evaluate}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "plan": _plan,
+        "convert": _convert,
+        "evaluate": _evaluate,
+        "attention": _attention,
+    }
     try:
         return commands[command](rest) if command in commands else _train(command, rest)
     except KeyboardInterrupt:
@@ -74,7 +81,9 @@ def _overview() -> str:
         [
             "usage: python -m training RECIPE --data DATASET --out RUN [--field value ...]",
             "       python -m training plan RECIPE [--gpus N] [--gpu-memory-gib M] [--field value ...]",
+            "       python -m training convert BASE --out FOLDER [--pose-control padaln] [--field value ...]",
             "       python -m training evaluate --model MODEL --data DATASET --out DIR",
+            "       python -m training attention --model MODEL --image I --driving-video V --prompt P --out DIR",
             "",
             "Fine-tunes a DynamiCtrl model on a data set folder. `RECIPE --help` shows every field with its unit.",
             "",
@@ -141,12 +150,32 @@ def _plan(arguments: list[str]) -> int:
     return 0
 
 
+def _convert(arguments: list[str]) -> int:
+    base = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    settings = tyro.cli(Convert, prog="python -m training convert BASE", args=arguments, config=Quiet)
+    if not base:
+        print("usage: python -m training convert BASE --out FOLDER: name a CogVideoX folder or hub id", file=sys.stderr)
+        return 2
+    from training.conversion import convert
+
+    print(convert(base, settings).text())
+    print(f"next: python -m training RECIPE --base {settings.out} --data DATASET --out RUN")
+    return 0
+
+
 def _evaluate(arguments: list[str]) -> int:
     settings = tyro.cli(Evaluation, prog="python -m training evaluate", args=arguments, config=Quiet)
     from training.evaluate import evaluate
 
     page = evaluate(settings)
     print(f"metrics are in {page.parent / 'metrics.json'}; look at {page}")
+    return 0
+
+
+def _attention(arguments: list[str]) -> int:
+    settings = tyro.cli(AttentionStudy, prog="python -m training attention", args=arguments, config=Quiet)
+    folder = study(settings)
+    print(f"look at {folder / 'figure3.png'}; numbers are in attention.json, all maps in maps.npz")
     return 0
 
 

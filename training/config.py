@@ -12,7 +12,8 @@ from typing import Any, Literal, get_type_hints
 
 from dynamictrl.errors import ConfigError
 
-PoseControl = Literal["padaln", "cross_attention", "unified_tokens", "direct_addition"]
+PoseControl = Literal["padaln", "padaln_residual", "cross_attention", "unified_tokens", "direct_addition"]
+PoseEncoding = Literal["shared_vae", "expert"]
 Masked = Literal["none", "background", "clothes"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -50,6 +51,8 @@ class Model:
     """Weights to start from: a DynamiCtrl or CogVideoX folder, its hub id, or `mini/base`."""
     pose_control: PoseControl = "padaln"
     """How the pose enters the transformer (Table 4 of the paper)."""
+    pose_encoding: PoseEncoding = "shared_vae"
+    """What makes pose latents: the VAE, or an expert encoder that learns beside the transformer (Table 5)."""
     learn_pose: bool = True
     """Off: the pose is neither seen nor learnt (first stage of the Non-text baseline, Table 4)."""
     fresh_pose: bool = False
@@ -60,11 +63,19 @@ class Model:
     """Gradient checkpointing: less memory for about a third more time."""
 
     def __post_init__(self):
-        if not self.learn_pose and self.pose_control != "padaln":
+        silenceable = self.pose_control.startswith("padaln") and self.pose_encoding == "shared_vae"
+        if not self.learn_pose and not silenceable:
             raise ConfigError(
-                f"learn_pose False is for padaln, whose pose can be silenced; pose_control is {self.pose_control}",
+                f"learn_pose False is for padaln with the shared VAE, whose pose can be silenced; pose_control is "
+                f"{self.pose_control}, pose_encoding {self.pose_encoding}",
                 code="setting_conflict",
                 param="learn_pose",
+            )
+        if self.silent_pose and self.pose_control == "direct_addition":
+            raise ConfigError(
+                "direct_addition has no weights of its own that could start silent; leave silent_pose off",
+                code="setting_conflict",
+                param="silent_pose",
             )
 
 

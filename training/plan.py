@@ -202,7 +202,7 @@ def _attention(config: Mapping[str, Any], bias: bool) -> int:
 def control_parameters(config: Mapping[str, Any], pose_control: str) -> int:
     """Parameters that a pose control adds to the base (the reference image's channels not counted)."""
     d, blocks = _width(config), config["num_layers"]
-    if pose_control == "padaln":
+    if pose_control in ("padaln", "padaln_residual"):
         return blocks * (_linear(config["time_embed_dim"], 3 * d) + 2 * d)
     if pose_control == "cross_attention":
         return blocks * _attention(config, True)
@@ -243,7 +243,7 @@ def memory(recipe: Recipe, config: Mapping[str, Any], parameters: int, tokens: i
     stage, weight = recipe.workers.zero_stage, 2 if recipe.workers.precision == "bf16" else 4
     shards = {name: gpus if stage >= least else 1 for name, least in (("weights", 3), ("gradients", 2), ("states", 1))}
     d, blocks = _width(config), config["num_layers"]
-    carried = 2 if recipe.model.pose_control in ("padaln", "cross_attention") else 1
+    carried = 2 if recipe.model.pose_control in ("padaln", "padaln_residual", "cross_attention") else 1
     stream = tokens * d * weight * recipe.optimization.micro_batch_size
     kept = blocks * carried * stream + ACTIVATION_COPIES * stream
     if not recipe.model.recompute_activations:

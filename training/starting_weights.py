@@ -54,9 +54,9 @@ def quiet_loading() -> None:
 
 
 def _transformer(folder: object, model: Model, dtype: torch.dtype) -> DynamiCtrlTransformer3DModel:
-    transformer = from_base(str(folder), model.pose_control, silent=model.silent_pose, dtype=dtype)
-    if model.fresh_pose:
-        _start_pose_anew(transformer, model.silent_pose)
+    transformer = from_base(
+        str(folder), model.pose_control, silent=model.silent_pose, fresh_pose=model.fresh_pose, dtype=dtype
+    )
     if not model.learn_pose:
         transformer.silence_pose()
     if model.recompute_activations:
@@ -66,15 +66,3 @@ def _transformer(folder: object, model: Model, dtype: torch.dtype) -> DynamiCtrl
         for block in transformer.transformer_blocks:
             block.control_norm1.requires_grad_(False)
     return transformer
-
-
-def _start_pose_anew(transformer: DynamiCtrlTransformer3DModel, silent: bool) -> None:
-    config, dtype = transformer.config, transformer.dtype
-    heads = config["num_attention_heads"]
-    for block in transformer.transformer_blocks:
-        fresh = transformer.control(
-            heads * config["attention_head_dim"], heads, config["time_embed_dim"], config["norm_eps"]
-        )
-        block.control_norm1 = fresh.to(dtype)
-    if silent:
-        transformer.silence_pose()

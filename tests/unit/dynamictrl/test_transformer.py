@@ -168,7 +168,7 @@ def test_a_folder_with_a_weight_missing_is_refused(tmp_path):
 
 
 def test_an_unknown_pose_control_is_refused_with_the_choices():
-    with pytest.raises(ConfigError, match=r"'padanl'.*padaln, cross_attention.*Did you mean 'padaln'"):
+    with pytest.raises(ConfigError, match=r"'padanl'.*padaln, .*cross_attention.*Did you mean 'padaln'"):
         tiny_transformer("1.0", in_channels=32, pose_control="padanl")
 
 
@@ -212,6 +212,36 @@ def test_padaln_shifts_only_the_video_tokens_before_attention():
     torch.testing.assert_close(seen["encoder_hidden_states"], normed_text)
     torch.testing.assert_close(seen["hidden_states"], normed_video + modulated)
     torch.testing.assert_close(passed_on, modulated + gate * modulated)
+
+
+def test_the_residual_stream_keeps_the_pose_and_adds_the_gated_one():
+    """Equation 4 as the paper's words and figures have it: q + gate * p, with p of equation 3."""
+    block = spread(tiny_transformer(pose_control="padaln_residual")).transformer_blocks[0]
+    part = block.control_norm1
+    g = torch.Generator().manual_seed(0)
+    video, pose, time = (torch.randn(2, *shape, generator=g) for shape in ((6, 32), (6, 32), (32,)))
+    attends, passed_on = part.before_attention(video, pose, time)
+    rows = torch.nn.functional.silu(time) @ part.linear.weight.T + part.linear.bias
+    shift, scale, gate = (rows[:, None, first : first + 32] for first in (0, 32, 64))
+    centred = pose - pose.mean(-1, keepdim=True)
+    unit = centred / (pose.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    p = (unit * part.norm.weight + part.norm.bias) * (1 + scale) + shift
+    torch.testing.assert_close(attends, video + p)
+    torch.testing.assert_close(passed_on, pose + gate * p)
+
+
+def test_a_silent_residual_stream_shows_the_pose_to_every_block():
+    """What the released stream cannot: there a silent block passes nothing on."""
+    seen = {}
+    for control in ("padaln", "padaln_residual"):
+        model = tiny_transformer(pose_control=control).eval()
+        model.silence_pose()
+        last = model.transformer_blocks[1]
+        last.register_forward_pre_hook(lambda _, args, name=control: seen.update({name: args[2]}))
+        with torch.no_grad():
+            model(**inputs_for(model))
+    assert seen["padaln"].abs().max() == 0
+    assert seen["padaln_residual"].std() > 0.1
 
 
 def test_direct_addition_adds_pose_tokens_once_at_the_input():
