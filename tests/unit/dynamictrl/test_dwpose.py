@@ -15,7 +15,7 @@ from dynamictrl.dwpose import (
 )
 from dynamictrl.errors import CheckpointError, ConfigError, InputError
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene, sample_clip
-from dynamictrl.mini.marionettes.scene import PLACES, paint_place
+from dynamictrl.mini.marionettes.scene import PLACES, choose_place, paint_place
 from dynamictrl.pose import (
     BODY,
     FACE,
@@ -81,7 +81,8 @@ def test_pictures_without_people_have_nobody_in_them(estimate):
     assert estimate(black).num_persons == 0
     assert estimate(black).num_frames == 3
     for index, name in enumerate(PLACES):
-        place = paint_place(np.random.default_rng(index), name, 180, 320, 1.0)[:180, :320]
+        rng = np.random.default_rng(index)
+        place = paint_place(rng, choose_place(rng, name), 180, 320, 1.0)[:180, :320]
         assert estimate(np.repeat(place[None], 2, axis=0)).num_persons == 0, name
 
 

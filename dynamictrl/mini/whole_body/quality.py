@@ -1,4 +1,4 @@
-"""How well the mini detector and pose model do on marionettes that they have not seen.
+"""How well the detector and the pose model do on marionettes that they have not seen.
 
 AP50 is average precision at IoU 0.5. PCK@0.1 is the share of seen joints found within a tenth of the torso (the longer
 of shoulder to opposite hip). Shape suffixes: N crops, J joints (133).
@@ -6,43 +6,75 @@ of shoulder to opposite hip). Shape suffixes: N crops, J joints (133).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.dwpose import crop_person, decode_simcc, letterbox, open_session, person_boxes
-from dynamictrl.mini.pose_stream import render_batch
+from dynamictrl.mini.whole_body.held_out import Batch
 from dynamictrl.pose_tracking import box_overlap
 
 Array = NDArray[np.float64]
+Network = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
+"""A model's outputs for one input."""
 
 GROUPS = {"body": slice(0, 17), "feet": slice(17, 23), "face": slice(23, 91), "hands": slice(91, 133)}
 
 
-def detector_quality(path: Path, seed: int, scenes: int) -> dict[str, float]:
-    """AP50 and AP75 on held-out scenes, and boxes per frame where nobody is."""
+def onnx_network(path: Path) -> Network:
+    """A model file, run on the CPU."""
     session = open_session(path, "cpu", None)
     name = session.get_inputs()[0].name
-    found: list[tuple[int, float, Array]] = []
-    truths: list[Array] = []
-    nobody = false_boxes = 0
-    for scene in range(scenes):
-        batch = render_batch(np.random.default_rng([seed, scene]), 1, empty_share=0.15)
+    return lambda pictures: [np.asarray(output) for output in session.run(None, {name: pictures})]
+
+
+def detector_quality(network: Network, scenes: Iterable[Batch]) -> dict[str, float]:
+    """AP50 and AP75, of frames with two people and of cut-off people too, and boxes per frame where nobody is."""
+    tally = Tally()
+    for batch in scenes:
         for frame, boxes in zip(batch["frames"], batch["boxes"], strict=True):
             picture, ratio = letterbox(frame)
-            raw = np.asarray(session.run(None, {name: picture})[0])[0].astype(np.float64)
+            seen, scores = person_boxes(network(picture)[0][0].astype(np.float64), ratio)
             there = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 4]
-            seen, scores = person_boxes(raw, ratio)
-            found += [(len(truths), float(s), b) for s, b in zip(scores, seen, strict=True)]
-            nobody, false_boxes = nobody + (len(there) == 0), false_boxes + len(seen) * (len(there) == 0)
-            truths.append(there)
-    return {
-        "ap50": average_precision(found, truths, 0.5),
-        "ap75": average_precision(found, truths, 0.75),
-        "frames": len(truths),
-        "false_boxes_per_empty_frame": false_boxes / max(nobody, 1),
-    }
+            tally.add(seen, scores, there, frame.shape[:2])
+    return tally.summary()
+
+
+class Tally:
+    """Boxes found and true, frame by frame."""
+
+    def __init__(self):
+        self.found: list[tuple[int, float, Array]] = []
+        self.truths: list[Array] = []
+        self.cut: list[bool] = []
+
+    def add(self, seen: Array, scores: Array, truth: Array, size: tuple[int, ...]) -> None:
+        """One frame of `size` (height, width): boxes found, their scores, and true boxes."""
+        self.found += [(len(self.truths), float(s), b) for s, b in zip(scores, seen, strict=True)]
+        self.truths.append(truth)
+        self.cut.append(bool(len(truth)) and bool((truth[:, 1] <= 0.5).any() or (truth[:, 3] >= size[0] - 0.5).any()))
+
+    def summary(self) -> dict[str, float]:
+        """All numbers by name; a kind of frame that did not occur is left out."""
+        empty = [len(truth) == 0 for truth in self.truths]
+        false = sum(empty[frame] for frame, _, _ in self.found)
+        wrong = len({frame for frame, _, _ in self.found if empty[frame]})
+        result: dict[str, float] = {"frames": len(self.truths), "empty_frames": sum(empty)}
+        result |= {f"ap{round(100 * least)}": self._precision(least, [True] * len(empty)) for least in (0.5, 0.75)}
+        for name, chosen in (("two", [len(t) > 1 for t in self.truths]), ("cut_off", self.cut)):
+            if any(chosen):
+                result[f"ap50_{name}"] = self._precision(0.5, chosen)
+        if any(empty):
+            result["false_boxes_per_empty_frame"] = false / sum(empty)
+            result["empty_frames_with_a_box"] = wrong / sum(empty)
+        return result
+
+    def _precision(self, least: float, chosen: Sequence[bool]) -> float:
+        truths = [truth if keep else truth[:0] for truth, keep in zip(self.truths, chosen, strict=True)]
+        return average_precision([item for item in self.found if chosen[item[0]]], truths, least)
 
 
 def average_precision(found: list[tuple[int, float, Array]], truths: list[Array], least: float) -> float:
@@ -63,18 +95,15 @@ def average_precision(found: list[tuple[int, float, Array]], truths: list[Array]
     return float(np.sum(np.diff(recall, prepend=0.0) * precision)) if hits else 0.0
 
 
-def pose_quality(path: Path, seed: int, scenes: int) -> dict[str, float]:
+def pose_quality(network: Network, scenes: Iterable[Batch]) -> dict[str, float]:
     """PCK@0.1 of seen joints by group, with true boxes, and how well scores tell seen from hidden joints."""
-    session = open_session(path, "cpu", None)
-    name = session.get_inputs()[0].name
     near: dict[str, list[NDArray[np.bool_]]] = {group: [] for group in GROUPS}
     agree = []
-    for scene in range(scenes):
-        batch = render_batch(np.random.default_rng([seed, scene]), 1)
+    for batch in scenes:
         for index, person in np.argwhere((batch["boxes"][..., 2:] - batch["boxes"][..., :2]).min(axis=-1) > 8):
             crop, place = crop_person(batch["frames"][index], batch["boxes"][index, person].astype(np.float64))
-            simcc_x, simcc_y = session.run(None, {name: crop[None]})
-            points, scores = decode_simcc(np.asarray(simcc_x), np.asarray(simcc_y))
+            simcc_x, simcc_y = network(crop[None])
+            points, scores = decode_simcc(simcc_x, simcc_y)
             points = (points[0] / (288, 384) - 0.5) * place[1] + place[0] + 0.5
             truth, seen = batch["keypoints"][index, person], batch["scores"][index, person]
             away = np.linalg.norm(points - truth, axis=-1) / torso(truth)

@@ -37,8 +37,9 @@ class Block(nn.Module):
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, keep: float) -> None:
     """Moves `average` towards `model` in place, keeping the share `keep` of itself."""
-    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - keep)
-        else:
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    floating = [(kept, new) for kept, new in pairs if kept.is_floating_point()]
+    torch._foreach_lerp_([kept for kept, _ in floating], [new for _, new in floating], 1 - keep)
+    for kept, new in pairs:
+        if not kept.is_floating_point():
             kept.copy_(new)

@@ -1,24 +1,25 @@
-"""An endless, seeded stream of marionette frames for training the mini detector and the mini pose model.
+"""Marionettes as the video model sees them, for measuring the detector and the pose model, and pictures of nobody.
 
 Shape suffixes: N frames, P persons (2), J joints (133, COCO-WholeBody order as the models give them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from dynamictrl.dwpose import JOINTS_OF_LAYOUT
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
-from dynamictrl.mini.marionettes.scene import PLACES, paint_place
+from dynamictrl.mini.marionettes.scene import PLACES, choose_place, paint_place
 
 SIZES = ((192, 128), (192, 128), (256, 256), (384, 216), (216, 384), (320, 240), (384, 256), (448, 256), (270, 480))
 PERSONS = 2
+HELD_OUT_SEED = 990_001
+"""No trainer draws from this seed."""
 _FRAMES_PER_SCENE = 6
 _FPS = 2.5
 """Far apart, so that the frames of one scene differ."""
@@ -26,30 +27,30 @@ _FPS = 2.5
 Batch = dict[str, NDArray[Any]]
 
 
-def joints_133(values_J: NDArray[np.float32]) -> NDArray[np.float32]:
-    """134-layout values [..., 134, *] in the models' order [..., 133, *]: the neck left out."""
+def joints_133(values_J: NDArray[Any]) -> NDArray[Any]:
+    """134-layout values [N, P, 134, *] in the models' order [N, P, 133, *]: the neck left out."""
     return values_J[:, :, JOINTS_OF_LAYOUT]
 
 
-def render_batch(rng: np.random.Generator, scenes: int, empty_share: float = 0.0) -> Batch:
-    """Frames of several scenes at one size, keypoints and boxes in pixels; absent persons have boxes of zeros."""
+def scene(seed: int, index: int, *, empty: bool = False) -> Batch:
+    """Frames of one scene, keypoints and boxes in pixels; absent persons have boxes of zeros.
+
+    `frames` [N, H, W, 3], `keypoints` [N, P, J, 2], `scores` [N, P, J], `boxes` [N, P, 4].
+    """
+    rng = np.random.default_rng([seed, index, int(empty)])
     height, width = SIZES[int(rng.integers(len(SIZES)))]
-    clips = [_scene(rng, height, width, empty_share) for _ in range(scenes)]
-    size = np.array([width, height], np.float32)
-    return {
-        "frames": np.concatenate([clip["frames"] for clip in clips]),
-        "keypoints": np.concatenate([clip["keypoints"] for clip in clips]) * size,
-        "scores": np.concatenate([clip["scores"] for clip in clips]),
-        "boxes": np.concatenate([clip["boxes"] for clip in clips]) * np.tile(size, 2),
-    }
-
-
-def _scene(rng: np.random.Generator, height: int, width: int, empty_share: float) -> Batch:
-    if rng.uniform() < empty_share:
+    if empty:
         return _nobody(rng, height, width)
     detail = 1 if rng.uniform() < 0.5 else 2
     clip = sample_clip(rng, _FRAMES_PER_SCENE, height, width, _FPS, supersampling=detail)
-    return {"frames": clip.frames, **_padded(clip)}
+    size = np.array([width, height], np.float32)
+    truth = _padded(clip)
+    return {
+        "frames": clip.frames,
+        "keypoints": truth["keypoints"] * size,
+        "scores": truth["scores"],
+        "boxes": truth["boxes"] * np.tile(size, 2),
+    }
 
 
 def _padded(clip: MarionetteClip) -> Batch:
@@ -64,8 +65,10 @@ def _nobody(rng: np.random.Generator, height: int, width: int) -> Batch:
     """Views of a place without people, or flat and blotchy pictures."""
     count = 4
     if rng.uniform() < 0.7:
-        place = paint_place(rng, str(rng.choice(sorted(PLACES))), height, width, 1.0)
-        pictures = [_view(rng, place, height, width) for _ in range(count)]
+        # Every kind of place as often as the next.
+        place = choose_place(rng, str(rng.choice(sorted(PLACES))))
+        canvas = paint_place(rng, place, height, width, 1.0)
+        pictures = [_view(rng, canvas, height, width) for _ in range(count)]
     else:
         cells = rng.integers(1, 24, (count, 2))
         blotches = [rng.uniform(0, 255, (*cell, 3)).astype(np.float32) for cell in cells]
@@ -89,27 +92,25 @@ def _view(rng: np.random.Generator, place: NDArray[np.uint8], height: int, width
     return np.asarray(view[:, ::-1] if rng.uniform() < 0.5 else view, np.float32)
 
 
-class MarionetteStream(IterableDataset[Batch]):
-    """Endless batches; worker k of a run draws its own part of the seed's stream."""
+class _Scenes(Dataset[Batch]):
+    def __init__(self, seed: int, people: int, empty: int):
+        self.seed, self.people, self.empty = seed, people, empty
 
-    def __init__(self, seed: int, scenes: int, empty_share: float = 0.0):
-        super().__init__()
-        self.seed, self.scenes, self.empty_share = seed, scenes, empty_share
+    def __len__(self) -> int:
+        return self.people + self.empty
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __getitem__(self, index: int) -> Batch:
         cv2.setNumThreads(1)
-        info = get_worker_info()
-        worker = info.id if info else 0
-        step = 0
-        while True:
-            rng = np.random.default_rng([self.seed, worker, step])
-            yield render_batch(rng, self.scenes, self.empty_share)
-            step += 1
+        alone = index >= self.people
+        return scene(self.seed, index - alone * self.people, empty=alone)
 
 
-def stream(seed: int, scenes: int, workers: int, empty_share: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Batches as torch tensors, rendered by `workers` processes."""
-    data = MarionetteStream(seed, scenes, empty_share)
-    return iter(
-        DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=False)
-    )
+def _as_drawn(batch: Any) -> Any:  # noqa: ANN401 (what a DataLoader asks for)
+    return batch
+
+
+def held_out_scenes(people: int, empty: int, workers: int = 0, seed: int = HELD_OUT_SEED) -> list[Batch]:
+    """`people` scenes with people and then `empty` ones without, drawn by `workers` processes."""
+    scenes = _Scenes(seed, people, empty)
+    # Left as numpy arrays, which a DataLoader would otherwise turn into tensors.
+    return list(DataLoader(scenes, batch_size=None, num_workers=workers, collate_fn=_as_drawn))
