@@ -17,7 +17,8 @@ from transformers import T5EncoderModel
 from dynamictrl import objective
 from dynamictrl.latents import pad_front
 from dynamictrl.mini.graphed import GraphedStep
-from dynamictrl.mini.latent_pool import LatentPool
+from dynamictrl.mini.latent_pool import BACKGROUND, CLOTHES_ONLY, LatentPool
+from dynamictrl.mini.ranks import Ranks
 from dynamictrl.mini.tiny import cogvideox_scheduler
 from dynamictrl.positions import rotary_positions
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
@@ -33,12 +34,15 @@ class Settings:
     """Of training proper; compiling comes before."""
     max_steps: int = 1_000_000
     batch: int = 128
+    """On each GPU."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     caption_dropout: float = 0.1
     image_dropout: float = 0.05
     other_reference: float = 0.3
     """Share of samples whose reference image is some other frame of the clip than the first."""
+    masked_reference: float = 0.25
+    """Share of samples whose reference image lacks its background, or its clothes, half and half."""
     ema: float = 0.999
     seed: int = 0
     device: str = "cuda"
@@ -53,6 +57,9 @@ def draw_batch(pool: LatentPool, settings: Settings) -> tuple[Tensor, Tensor, Te
     video_BFCHW = pool.video_NFCHW[index_B].float()
     other_B = torch.rand(batch, device=device) < settings.other_reference
     variant_B = torch.randint(2, (batch,), device=device) + 2 * other_B
+    masked_B = torch.rand(batch, device=device)
+    variant_B = torch.where(masked_B < settings.masked_reference, CLOTHES_ONLY, variant_B)
+    variant_B = torch.where(masked_B < settings.masked_reference / 2, BACKGROUND, variant_B)
     kept_B = (torch.rand(batch, device=device) >= settings.image_dropout).float()
     first_BFCHW = (pool.reference_NVCHW[index_B, variant_B].float() * kept_B[:, None, None, None])[:, None]
     image_BFCHW = torch.cat([first_BFCHW, torch.zeros_like(video_BFCHW[:, 1:])], dim=1)
@@ -102,13 +109,22 @@ class Denoising:
 
 
 def train(
-    transformer: DynamiCtrlTransformer3DModel, text_encoder: T5EncoderModel, pool: LatentPool, settings: Settings
+    transformer: DynamiCtrlTransformer3DModel,
+    text_encoder: T5EncoderModel,
+    pool: LatentPool,
+    settings: Settings,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Trains in place whatever requires a gradient; the weights left are the moving average's."""
-    torch.manual_seed(settings.seed)
+    """Trains in place whatever requires a gradient; the weights left are the moving average's.
+
+    Each rank has a pool of its own.
+    """
+    ranks = ranks or Ranks(0, 1, settings.device)
+    torch.manual_seed(settings.seed + ranks.rank)
     modules: list[nn.Module] = [transformer, text_encoder]
     for module in modules:
-        module.to(settings.device).eval()
+        module.to(ranks.device).eval()
+    ranks.same_start(modules)
     if settings.compiled:
         for block in transformer.transformer_blocks:
             block.compile()
@@ -121,30 +137,32 @@ def train(
     step = GraphedStep(
         [p for module in modules for p in module.parameters() if p.requires_grad],
         random_loss,
-        device=settings.device,
+        device=ranks.device,
         weight_decay=settings.weight_decay,
         ema=settings.ema,
         captured=settings.captured,
     )
-    spent = _run(step, settings)
+    spent = _run(step, settings, ranks)
     step.apply_average()
     return spent
 
 
-def _run(step: GraphedStep, settings: Settings) -> dict[str, float]:
-    start, count, recent, averaging = time.monotonic(), 0, [], False
-    while (progress := max((time.monotonic() - start) / settings.seconds, count / settings.max_steps)) < 1:
+def _run(step: GraphedStep, settings: Settings, ranks: Ranks) -> dict[str, float]:
+    start, count, progress, recent, averaging = time.monotonic(), 0, 0.0, [], False
+    while progress < 1:
         recent.append(step(rate_at(progress, count, settings.learning_rate)).clone())
         count += 1
+        if count % 20 == 0 or count >= settings.max_steps:
+            # Reading the loss waits for the GPU, so that the clock tells the truth.
+            mean = float(torch.stack(recent).mean())
+            progress = ranks.agree(max((time.monotonic() - start) / settings.seconds, count / settings.max_steps))
+            if count % 500 == 0:
+                logger.info("step %d, %.0f s: loss %.4f", count, time.monotonic() - start, mean)
+            recent = []
         if not averaging and progress > 0.5:
             averaging = True
             step.restart_average()
-        if count % 100 == 0:
-            # Reading the loss waits for the GPU, so that the clock tells the truth.
-            mean, recent = float(torch.stack(recent).mean()), []
-            if count % 500 == 0:
-                logger.info("step %d, %.0f s: loss %.4f", count, time.monotonic() - start, mean)
-    return {"steps": count, "seconds": round(time.monotonic() - start, 1)}
+    return {"steps": count, "seconds": round(time.monotonic() - start, 1), "gpus": ranks.count}
 
 
 def rate_at(progress: float, step: int, peak: float) -> float:

@@ -1,9 +1,12 @@
-"""Measures a mini DynamiCtrl folder on held-out marionettes: does the clip follow the pose, is it the same figure?
+"""Measures a mini DynamiCtrl folder on held-out marionettes: does the clip follow the pose, is it the same figure, and
+do masked parts become what the prompt says?
 
-    python -m dynamictrl.mini.evaluate --model mini/dynamictrl --clips 16 --out DIR
+    python -m dynamictrl.mini.evaluate --model mini/dynamictrl --clips 24 --prompts 24 --pose-model mini/dwpose \\
+        --out DIR
 
 For each clip: first frame, drawn pose and caption go through the pipeline; the result is compared with the truth, as
-is the control, the first frame copied over the whole clip. Writes `measured.json` and a sheet of pictures.
+is the control, the first frame copied over the whole clip. The first frame itself, which was given, does not count.
+Writes `measured.json` and a sheet of pictures for each clip.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +28,14 @@ from PIL import Image
 from dynamictrl import metrics
 from dynamictrl.animation import DynamiCtrlPipeline
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
+from dynamictrl.mini.prompt_quality import follows_prompt
 from dynamictrl.mini.stream import FPS, HEIGHT, HELD_OUT_SEED, NUM_FRAMES, WIDTH
 from dynamictrl.pose_drawing import draw_pose
 
 logger = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]
+Generate = Callable[[Frames, Frames, str, int], Frames]
+"""Reference picture, pose video, prompt and seed to a clip."""
 
 
 def held_out_clip(index: int) -> MarionetteClip:
@@ -36,13 +44,20 @@ def held_out_clip(index: int) -> MarionetteClip:
 
 
 def generate(
-    pipeline: DynamiCtrlPipeline, clip: MarionetteClip, pose_video: Frames, *, steps: int, guidance: float, seed: int
+    pipeline: DynamiCtrlPipeline,
+    reference: Frames,
+    pose_video: Frames,
+    prompt: str,
+    seed: int,
+    *,
+    steps: int,
+    guidance: float,
 ) -> Frames:
-    """The clip that the pipeline makes of a marionette's first frame, a pose and its caption, uint8 [F, H, W, 3]."""
+    """The clip that the pipeline makes of a picture [H, W, 3], a pose and a prompt: uint8 [F, H, W, 3]."""
     result = pipeline(
-        Image.fromarray(clip.frames[0]),
+        Image.fromarray(reference),
         pose_video,
-        clip.caption,
+        prompt,
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
@@ -53,11 +68,8 @@ def generate(
 
 
 def measure(
-    pipeline: DynamiCtrlPipeline,
+    make: Generate,
     clips: list[MarionetteClip],
-    *,
-    steps: int,
-    guidance: float,
     estimator: Any = None,  # noqa: ANN401
 ) -> tuple[dict[str, float], list[Image.Image]]:
     """Means over the clips, and one picture a clip: truth, pose and result, row by row.
@@ -69,10 +81,11 @@ def measure(
     for index, clip in enumerate(clips):
         pose_video = draw_pose(clip.pose, HEIGHT, WIDTH)
         start = time.monotonic()
-        made = generate(pipeline, clip, pose_video, steps=steps, guidance=guidance, seed=index)
-        row = {"seconds": time.monotonic() - start, "psnr_db": metrics.psnr(made, clip.frames)}
-        row["psnr_copied_reference_db"] = metrics.psnr(np.broadcast_to(clip.frames[:1], clip.frames.shape), clip.frames)
-        row["ssim"] = metrics.ssim(made, clip.frames)
+        made = make(clip.frames[0], pose_video, clip.caption, index)
+        row = {"seconds": time.monotonic() - start, "psnr_db": metrics.psnr(made[1:], clip.frames[1:])}
+        still = np.broadcast_to(clip.frames[:1], clip.frames.shape)
+        row["psnr_copied_reference_db"] = metrics.psnr(still[1:], clip.frames[1:])
+        row["ssim"] = metrics.ssim(made[1:], clip.frames[1:])
         if estimator is not None:
             aspect = WIDTH / HEIGHT
             row["pck_0.2"] = metrics.pck(estimator(made), clip.pose, 0.2, aspect_ratio=aspect)
@@ -93,7 +106,8 @@ def main() -> None:
     """Measures one folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="mini/dynamictrl")
-    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--prompts", type=int, default=0, help="how many colours to ask for under each kind of mask")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--device", default="cpu")
@@ -104,13 +118,17 @@ def main() -> None:
 
     pipeline = DynamiCtrlPipeline.from_pretrained(options.model, torch_dtype=torch.float32).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
+    make = partial(generate, pipeline, steps=options.steps, guidance=options.guidance)
     estimator = None
     if options.pose_model:
         from dynamictrl.dwpose import PoseEstimator
 
         estimator = PoseEstimator(options.pose_model)
-    clips = [held_out_clip(index) for index in range(options.clips)]
-    means, sheets = measure(pipeline, clips, steps=options.steps, guidance=options.guidance, estimator=estimator)
+    means, sheets = measure(make, [held_out_clip(index) for index in range(options.clips)], estimator)
+    for kind in ("background", "clothes") if options.prompts else ():
+        share, pictures = follows_prompt(make, kind, options.prompts)
+        means[f"prompt_followed_{kind}"] = share
+        sheets += pictures
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "measured.json").write_text(json.dumps(means, indent=1))
     for index, picture in enumerate(sheets):

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dynamictrl.mini.ranks import mean_gradients
+
 
 class GraphedStep:
-    """Loss, gradients, clipping, AdamW and the moving average, captured once and replayed.
+    """Loss, gradients (their mean over all ranks), clipping, AdamW and the moving average, captured once and replayed.
 
     `loss` takes nothing and returns a scalar; it draws its own random batch on the device and must not wait for it
     (no copies from or to the host). On a CPU, or with `captured` off, the same is run as it stands.
@@ -52,6 +54,7 @@ class GraphedStep:
         self.optimizer.zero_grad(set_to_none=True)
         value = self.loss()
         value.backward()
+        mean_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         with torch.no_grad():
@@ -67,7 +70,8 @@ class GraphedStep:
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads (the collectives' watchdog) go on asking the device while this one captures.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run()
         return graph
 

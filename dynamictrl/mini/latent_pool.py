@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dynamictrl import conditioning, latents
 from dynamictrl.mini import models
-from dynamictrl.mini.stream import Pool
+from dynamictrl.mini.stream import CLOTHES, Pool
 
-REFERENCES = 4
-"""Encodings kept of each clip's reference image: two noise draws on its first frame, two frames drawn at random.
+FIRST, OTHER, BACKGROUND, CLOTHES_ONLY = slice(0, 2), slice(2, 4), 4, 5
+REFERENCES = 6
+"""Encodings kept of each clip's reference image: two noise draws on its first frame, two frames drawn at random, its
+first frame without its background, and without its clothes (multi-level control, paper section 3.3).
 
 The published training perturbs the reference anew at each step; several kept draws stand in for that.
 """
@@ -67,44 +69,54 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLCogVideoX, video_BFHWC: Tensor, pose_BFHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Video, pose and reference latents of a batch of uint8 clips on the VAE's device."""
+def encode_clips(
+    vae: AutoencoderKLCogVideoX, video_BFHWC: Tensor, pose_BFHWC: Tensor, masks_BHW: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Video, pose and reference latents of a batch of uint8 clips on the VAE's device; `masks_BHW`: frame 0's."""
     pixels_BCFHW = to_pixels(video_BFHWC)
     video_BFCHW = latents.encode(vae, pixels_BCFHW)
     pose_BFCHW = latents.encode(vae, to_pixels(pose_BFHWC))
-    batch, frames = video_BFHWC.shape[:2]
-    references = []
-    for variant in range(REFERENCES):
-        drawn = torch.zeros(batch, dtype=torch.long) if variant < 2 else torch.randint(frames, (batch,))
-        image_BCHW = pixels_BCFHW[torch.arange(batch), :, drawn]
-        perturbed = conditioning.perturb_reference(image_BCHW)
-        references.append(conditioning.reference_latents(vae, perturbed, 1)[:, 0])
+    perturbed = [conditioning.perturb_reference(image) for image in _references(pixels_BCFHW, masks_BHW)]
+    references = [conditioning.reference_latents(vae, image_BCHW, 1)[:, 0] for image_BCHW in perturbed]
     return video_BFCHW, pose_BFCHW, torch.stack(references, dim=1)
 
 
+def _references(pixels_BCFHW: Tensor, masks_BHW: Tensor) -> list[Tensor]:
+    batch, _, frames = pixels_BCFHW.shape[:3]
+    first_BCHW = pixels_BCFHW[:, :, 0]
+    drawn = [torch.randint(frames, (batch,)) for _ in range(2)]
+    others = [pixels_BCFHW[torch.arange(batch), :, index] for index in drawn]
+    person_B1HW, clothes_B1HW = (masks_BHW & 0x7F > 0)[:, None], (masks_BHW & CLOTHES > 0)[:, None]
+    # Black, as `conditioning.mask_reference` leaves what is not kept.
+    masked = [torch.where(kept, first_BCHW, -1.0) for kept in (person_B1HW, ~clothes_B1HW)]
+    return [first_BCHW, first_BCHW, *others, *masked]
+
+
 def encode_pool(
-    vae: AutoencoderKLCogVideoX, tokenizer: PreTrainedTokenizerBase, pool: Pool, *, batch: int, mirrored: bool
+    vae: AutoencoderKLCogVideoX,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Pool,
+    *,
+    batch: int,
+    share: tuple[int, int] = (0, 1),
 ) -> LatentPool:
-    """Encodes every complete clip, and its mirror image too where asked (captions do not say left or right)."""
-    device, ready = vae.device, pool.ready()
+    """Encodes the complete clips, or of several ranks' the share (rank, ranks) of them."""
+    device, ready = vae.device, pool.ready()[share[0] :: share[1]]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for flip in (False, True) if mirrored else (False,):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for start in range(0, len(ready), batch):
-            clips = [
-                torch.from_numpy(np.array(source[ready[start : start + batch]])).to(device)
-                for source in (pool.video, pool.pose)
-            ]
-            video_BFHWC, pose_BFHWC = (clip.flip(3) if flip else clip for clip in clips)
-            encoded = encode_clips(vae, video_BFHWC, pose_BFHWC)
+            taken = ready[start : start + batch]
+            sources = (pool.video[taken], pool.pose[taken], pool.masks[taken, 0])
+            clips = [torch.from_numpy(np.ascontiguousarray(source)).to(device) for source in sources]
+            encoded = encode_clips(vae, *clips)
             parts.append(tuple(x.half() for x in encoded))  # pyright: ignore[reportArgumentType] - three of them
-    tokens_NL = tokenize(tokenizer, [pool.caption(int(index)) for index in ready])
+            if start // batch % 40 == 0:
+                logger.info("encoded %d of %d clips", start + len(taken), len(ready))
     video_NFCHW, pose_NFCHW, reference_NVCHW = (torch.cat(column) for column in zip(*parts, strict=True))
-    repeats = len(video_NFCHW) // len(tokens_NL)
-    logger.info("encoded %d clips", len(video_NFCHW))
     return LatentPool(
         video_NFCHW,
         pose_NFCHW,
         reference_NVCHW,
-        tokens_NL.repeat(repeats, 1).to(device),
+        tokenize(tokenizer, [pool.caption(int(index)) for index in ready]).to(device),
         tokenize(tokenizer, [""])[0].to(device),
     )

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, DiffusionPipeline
 from transformers import T5Config, T5EncoderModel
 
-from dynamictrl.animation import DynamiCtrlPipeline
-from dynamictrl.mini.tiny import cogvideox_scheduler
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 HEIGHT = 192
 """Pixels: the mini family is portrait, as most of the paper's clips are."""
@@ -31,6 +26,8 @@ TEXT_LENGTH = 40
 """Tokens that a caption is padded or cut to."""
 LATENT_CHANNELS = 16
 TEXT_WIDTH = 96
+SHAPE = {"patch_size": 2, "num_attention_heads": 3, "num_layers": 7}
+"""What of the transformer's size the base's trainer can be told otherwise."""
 
 
 def vae(**overrides: Any) -> AutoencoderKLCogVideoX:  # noqa: ANN401
@@ -73,44 +70,35 @@ def text_encoder(vocab_size: int, **overrides: Any) -> T5EncoderModel:  # noqa: 
 def transformer(**overrides: Any) -> DynamiCtrlTransformer3DModel:  # noqa: ANN401
     """An untrained video DiT shaped as CogVideoX 1.5's: latent frames in twos, integer rotary positions, ofs."""
     config: dict[str, Any] = {
-        "num_attention_heads": 3,
         "attention_head_dim": 64,
         "in_channels": 2 * LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
         "time_embed_dim": 64,
         "ofs_embed_dim": 64,
         "text_embed_dim": TEXT_WIDTH,
-        "num_layers": 7,
         "sample_height": HEIGHT // 8,
         "sample_width": WIDTH // 8,
         "sample_frames": NUM_FRAMES,
-        "patch_size": 2,
         "patch_size_t": 2,
         "max_text_seq_length": TEXT_LENGTH,
         "use_rotary_positional_embeddings": True,
         "patch_bias": False,
         "pose_control": "padaln",
-    } | overrides
+    }
+    config |= SHAPE | overrides
     return DynamiCtrlTransformer3DModel(**config)
 
 
-def save(
-    folder: Path,
-    *,
-    vae: AutoencoderKLCogVideoX,
-    text_encoder: T5EncoderModel,
-    tokenizer: PreTrainedTokenizerBase,
-    transformer: DynamiCtrlTransformer3DModel,
-    card: str,
-) -> None:
+def base_transformer(transformer: DynamiCtrlTransformer3DModel) -> CogVideoXTransformer3DModel:
+    """A transformer whose pose control does nothing, as diffusers' own class without it."""
+    known = CogVideoXTransformer3DModel._get_init_keys(CogVideoXTransformer3DModel)
+    plain = CogVideoXTransformer3DModel(**{k: v for k, v in transformer.config.items() if k in known})
+    plain.load_state_dict({k: v for k, v in transformer.state_dict().items() if ".control_norm1." not in k})
+    return plain
+
+
+def save(folder: Path, pipeline: DiffusionPipeline, card: str) -> None:
     """Writes a model folder (contract, section 3) in fp16, with its model card."""
-    pipeline = DynamiCtrlPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=vae,
-        transformer=transformer,
-        scheduler=cogvideox_scheduler(),
-    )
     pipeline.to(torch.float16).save_pretrained(folder)
     for config in folder.glob("*/config.json"):
         # diffusers writes down which folder of the trainer's machine a part came from.

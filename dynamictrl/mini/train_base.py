@@ -1,9 +1,10 @@
-"""Pretrains the mini family's base: text and first image to video, WITHOUT pose, its text encoder learnt jointly.
+"""Pretrains the mini family's base: text and first image to video, WITHOUT pose.
 
-    python -m dynamictrl.mini.train_base --pool POOL --vae VAE --latents POOL/latents.pt --out FOLDER --seconds 400
+    torchrun --nproc-per-node 4 -m dynamictrl.mini.train_base --pool POOL --vae VAE --text TEXT --latents FOLDER \\
+        --out BASE --seconds 400
 
-What comes out is a model folder whose PadaLN weights are zero, so that it computes what a CogVideoX base without them
-would; poses given to it change nothing.
+What comes out is a folder of diffusers' own `CogVideoXImageToVideoPipeline`, as a CogVideoX base is published. The
+encoded pool stays in `--latents`, a file for each rank, for `train_dynamictrl`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
-from transformers import T5EncoderModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
+from transformers import T5EncoderModel, T5Tokenizer
 
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Settings, train
 from dynamictrl.mini.flags import add_settings
 from dynamictrl.mini.latent_pool import LatentPool, encode_pool
+from dynamictrl.mini.ranks import Ranks, join
 from dynamictrl.mini.stream import Pool
-from dynamictrl.mini.tokenizer import build_tokenizer
-from dynamictrl.transformer import DynamiCtrlTransformer3DModel
+from dynamictrl.mini.tiny import cogvideox_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +38,19 @@ tags: [mini, dynamictrl, synthetic]
 
 A **mini** model: the architecture of CogVideoX 1.5 image-to-video at {parameters:.1f} M parameters, pretrained from
 scratch **without pose** on synthetic marionettes (drawn figures). It is what the recipe `mini` fine-tunes. It is no
-CogVideoX checkpoint and knows nothing but marionettes. Its PadaLN weights are zero: poses change nothing.
+CogVideoX checkpoint and knows nothing but marionettes.
 
-How it was trained and what was measured: `docs/mini.md`. Training took {steps} steps in {seconds:.0f} s.
+How it was trained and what was measured: `docs/mini.md`. Training took {steps} steps in {seconds:.0f} s on {gpus} GPUs.
 """
 
 
-def pretrain(
-    pool: LatentPool, vocabulary: int, settings: Settings
-) -> tuple[DynamiCtrlTransformer3DModel, T5EncoderModel, dict[str, float]]:
-    """A base transformer and text encoder trained on a pool without its poses, and what was spent."""
-    torch.manual_seed(settings.seed)
-    transformer, text_encoder = models.transformer(), models.text_encoder(vocabulary)
-    transformer.silence_pose()
-    for block in transformer.transformer_blocks:
-        block.control_norm1.requires_grad_(False)
-    spent = train(transformer, text_encoder, pool, settings)
-    return transformer, text_encoder, spent
+def encoded_share(folder: Path, ranks: Ranks, encode: Callable[[], LatentPool]) -> LatentPool:
+    """This rank's part of the encoded pool: from its file, or encoded now and filed."""
+    file = folder / f"latents-{ranks.rank}-of-{ranks.count}.pt"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        encode().save(file)
+    return LatentPool.load(file).to(ranks.device)
 
 
 def main() -> None:
@@ -60,30 +58,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--latents", type=Path, required=True, help="file for the encoded pool; written if absent")
+    parser.add_argument("--text", type=Path, required=True, help="what train_text wrote")
+    parser.add_argument("--latents", type=Path, required=True, help="folder for the encoded pool; filled if empty")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--encode-batch", type=int, default=32)
-    parser.add_argument("--mirrored", action=argparse.BooleanOptionalAction, default=False)
+    for name, default in models.SHAPE.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     add_settings(parser, Settings())
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = Settings(**{name: options[name] for name in vars(Settings())})
+    ranks = join(settings.device)
 
-    pool = Pool(options["pool"])
-    tokenizer = build_tokenizer([pool.caption(int(i)) for i in pool.ready()], max_length=models.TEXT_LENGTH)
+    tokenizer = T5Tokenizer.from_pretrained(options["text"] / "tokenizer")
+    text_encoder = T5EncoderModel.from_pretrained(options["text"] / "text_encoder", dtype=torch.float32)
     vae = AutoencoderKLCogVideoX.from_pretrained(options["vae"], torch_dtype=torch.float32).eval()
-    torch.nn.Module.to(vae, settings.device)
-    if not options["latents"].exists():
-        encode_pool(vae, tokenizer, pool, batch=options["encode_batch"], mirrored=options["mirrored"]).save(
-            options["latents"]
-        )
-    encoded = LatentPool.load(options["latents"]).to(settings.device)
-    transformer, text_encoder, spent = pretrain(encoded, len(tokenizer), settings)
-    millions = sum(p.numel() for p in transformer.parameters()) / 1e6
-    card = CARD.format(parameters=millions, **spent)
-    models.save(
-        options["out"], vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer, card=card
+    torch.nn.Module.to(vae, ranks.device)
+    share = (ranks.rank, ranks.count)
+    pool = encoded_share(
+        options["latents"],
+        ranks,
+        lambda: encode_pool(vae, tokenizer, Pool(options["pool"]), batch=options["encode_batch"], share=share),
     )
+    torch.manual_seed(settings.seed)
+    transformer = models.transformer(**{name: options[name] for name in models.SHAPE})
+    transformer.silence_pose()
+    for block in transformer.transformer_blocks:
+        block.control_norm1.requires_grad_(False)
+    text_encoder.requires_grad_(False)
+    spent = train(transformer, text_encoder, pool, settings, ranks)
+    ranks.leave()
+    if not ranks.first:
+        return
+    millions = sum(p.numel() for p in transformer.parameters() if p.requires_grad) / 1e6
+    pipeline = CogVideoXImageToVideoPipeline(
+        tokenizer, text_encoder, vae, models.base_transformer(transformer), cogvideox_scheduler()
+    )
+    models.save(options["out"], pipeline, CARD.format(parameters=millions, **spent))
     (options["out"] / "measured.json").write_text(json.dumps(spent, indent=1))
 
 

@@ -1,8 +1,8 @@
 """Fine-tunes the mini base with poses: its PadaLN layers are initialised and everything but text and VAE trains.
 
-    python -m dynamictrl.mini.train_dynamictrl --base BASE --latents POOL/latents.pt --out FOLDER --seconds 400
+    torchrun --nproc-per-node 4 -m dynamictrl.mini.train_dynamictrl --base BASE --latents FOLDER --out OUT --seconds 400
 
-`--latents` is what `train_base` encoded with the same VAE.
+`--latents` is what `train_base` encoded with the same VAE, on as many ranks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import logging
 from pathlib import Path
 
 import torch
+from diffusers import CogVideoXImageToVideoPipeline
 
 from dynamictrl.animation import DynamiCtrlPipeline
+from dynamictrl.base_weights import from_base
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Settings, train
 from dynamictrl.mini.flags import add_settings
 from dynamictrl.mini.latent_pool import LatentPool
-from dynamictrl.transformer import DynamiCtrlTransformer3DModel
+from dynamictrl.mini.ranks import join
+from dynamictrl.mini.tiny import cogvideox_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +37,9 @@ A **mini** model: DynamiCtrl (PadaLN) at {parameters:.1f} M parameters, fine-tun
 marionettes (drawn figures) with their poses. It shows the method at a size that two CPU cores can run. It is not the
 published DynamiCtrl, and knows nothing but marionettes.
 
-How it was trained and what was measured: `docs/mini.md`. Training took {steps} steps in {seconds:.0f} s.
+How it was trained and what was measured: `docs/mini.md`. Training took {steps} steps in {seconds:.0f} s on
+{gpus} GPUs.
 """
-
-
-def give_pose(transformer: DynamiCtrlTransformer3DModel, *, silent: bool) -> None:
-    """Initialises PadaLN: silent (the first step equals the base) or by torch's defaults, as the published code."""
-    for block in transformer.transformer_blocks:
-        block.control_norm1.requires_grad_(True)
-        for part in (block.control_norm1.linear, block.control_norm1.norm):
-            part.reset_parameters()  # pyright: ignore[reportCallIssue]
-    if silent:
-        transformer.silence_pose()
 
 
 def main() -> None:
@@ -56,25 +50,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--silent", action=argparse.BooleanOptionalAction, default=False)
     add_settings(parser, Settings())
-    parser.set_defaults(other_reference=0.5, learning_rate=1e-3)
+    parser.set_defaults(other_reference=0.3)
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = Settings(**{name: options[name] for name in vars(Settings())})
+    ranks = join(settings.device)
 
-    pipeline = DynamiCtrlPipeline.from_pretrained(options["base"], torch_dtype=torch.float32)
-    pool = LatentPool.load(options["latents"]).to(settings.device)
-    pipeline.text_encoder.requires_grad_(False)
-    give_pose(pipeline.transformer, silent=options["silent"])
-    spent = train(pipeline.transformer, pipeline.text_encoder, pool, settings)
-    millions = sum(p.numel() for p in pipeline.transformer.parameters()) / 1e6
-    models.save(
-        options["out"],
-        vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=pipeline.tokenizer,
-        transformer=pipeline.transformer,
-        card=CARD.format(parameters=millions, **spent),
-    )
+    base = CogVideoXImageToVideoPipeline.from_pretrained(options["base"], torch_dtype=torch.float32)
+    pool = LatentPool.load(options["latents"] / f"latents-{ranks.rank}-of-{ranks.count}.pt").to(ranks.device)
+    torch.manual_seed(settings.seed)
+    transformer = from_base(options["base"], silent=options["silent"], dtype=torch.float32)
+    base.text_encoder.requires_grad_(False)
+    spent = train(transformer, base.text_encoder, pool, settings, ranks)
+    ranks.leave()
+    if not ranks.first:
+        return
+    millions = sum(p.numel() for p in transformer.parameters()) / 1e6
+    parts = {name: part for name, part in base.components.items() if name != "transformer"}
+    parts["scheduler"] = cogvideox_scheduler()
+    pipeline = DynamiCtrlPipeline(transformer=transformer, **parts)
+    models.save(options["out"], pipeline, CARD.format(parameters=millions, **spent))
     (options["out"] / "measured.json").write_text(json.dumps(spent, indent=1))
 
 

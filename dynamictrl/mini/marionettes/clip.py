@@ -5,7 +5,7 @@ Shape suffixes: F frames, P persons, J joints (134), H W frame size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dynamictrl.errors import ConfigError
 from dynamictrl.mini.marionettes.caption import attributes_of, caption_of
-from dynamictrl.mini.marionettes.character import Character, draw_character
+from dynamictrl.mini.marionettes.character import CLOTH_COLOURS, Character, draw_character
 from dynamictrl.mini.marionettes.figure import CLOTHES, CODES, figure_parts
 from dynamictrl.mini.marionettes.motion import ACTIONS, perform
 from dynamictrl.mini.marionettes.scene import (
@@ -77,6 +77,8 @@ class MarionetteScene:
     """Whether the frame cuts the figures off; None leaves it to the background seed (one in ten)."""
     place: str | None = None
     """A key of `scene.PLACES`; None leaves it to the background seed."""
+    top: str | None = None
+    """One of `character.CLOTH_COLOURS`, for the first person's top; None leaves it to the character seed."""
     wall: str | None = None
     """One of `scene.WALL_COLOURS`, in places with a wall to paint; None leaves it to the background seed."""
 
@@ -87,13 +89,16 @@ class MarionetteScene:
             raise ConfigError(f"action is {self.action!r}; the actions are {sorted(ACTIONS)}", param="action")
         if self.place is not None and self.place not in PLACES:
             raise ConfigError(f"place is {self.place!r}; the places are {sorted(PLACES)}", param="place")
+        if self.top is not None and self.top not in CLOTH_COLOURS:
+            raise ConfigError(f"top is {self.top!r}; the colours are {', '.join(CLOTH_COLOURS)}", param="top")
         if self.wall is not None and self.wall not in WALL_COLOURS:
             raise ConfigError(f"wall is {self.wall!r}; the walls are {', '.join(WALL_COLOURS)}", param="wall")
 
     def people(self) -> list[Character]:
         """The persons of this shot; they depend on the character seed alone."""
         count = self.persons or 1 + int(np.random.default_rng([self.character_seed, 9]).uniform() < 0.25)
-        return [draw_character(np.random.default_rng([self.character_seed, index])) for index in range(count)]
+        drawn = [draw_character(np.random.default_rng([self.character_seed, index])) for index in range(count)]
+        return [replace(drawn[0], top_colour=self.top), *drawn[1:]] if self.top else drawn
 
     def actions(self, count: int) -> list[str]:
         """What each of `count` persons does; two mostly do the same."""
