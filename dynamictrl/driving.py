@@ -14,7 +14,7 @@ from PIL import Image
 from dynamictrl.errors import InputError
 from dynamictrl.geometry import cover_crop, legal_frames_below
 from dynamictrl.pose import PoseSequence
-from dynamictrl.pose_alignment import align
+from dynamictrl.pose_alignment import Alignment, align
 from dynamictrl.pose_drawing import Style, draw_pose
 from dynamictrl.video import Video
 
@@ -48,11 +48,13 @@ def from_driving_video(
     num_frames: int,
     fps: float | None,
     style: Style = "scaled",
+    alignment: Alignment | None = None,
 ) -> Driving:
-    """Finds the poses of a person in `video` and moves them onto the person of `image`.
+    """Finds the poses of the persons in `video` and moves them onto the persons of `image`.
 
+    `alignment` says how (`pose_alignment.align`): "limbs" by default, "released" with the released style of drawing.
     `fps` is the rate of the result; the video is resampled to it by its time stamps (None keeps the video's own).
-    Raises InputError: "no_person_in_image", "no_person_in_video", "too_few_frames".
+    Raises InputError: "no_person_in_image", "no_person_in_video", "no_single_person", "too_few_frames".
     """
     index, rate = frames_at(video, num_frames, fps)
     picture = np.asarray(cover_crop(image.convert("RGB"), height, width))
@@ -60,7 +62,13 @@ def from_driving_video(
     # A slow video resampled to a high rate repeats frames: each is looked at once.
     unique, inverse = np.unique(index, return_inverse=True)
     poses = estimator(video.frames[unique]).frames(inverse)
-    aligned = align(poses, reference, driving_size=(video.height, video.width), reference_size=(height, width))
+    aligned = align(
+        poses,
+        reference,
+        driving_size=(video.height, video.width),
+        reference_size=(height, width),
+        alignment=alignment or ("released" if style == "released" else "limbs"),
+    )
     seen = float(poses.present().any(axis=1).mean())
     if seen < 1:
         logger.warning(

@@ -1,9 +1,9 @@
-"""Moves a driving clip's poses onto the person of the reference image: one scale and one shift for the whole clip.
+"""Moves a driving clip's poses onto the persons of the reference image, in one of four ways (`align`).
 
-The released recipe: the vertical scale is the least-squares slope of the reference's joint heights on the clip's, the
-horizontal one follows from it so that shapes are kept, and the shift puts the clip's first nose on the reference's
-nose and agrees in mean x. No limb is retargeted. Where that recipe breaks (joints unseen in the clip, several
-persons, a person upside down, a single joint) ours goes on; where it works both give the same numbers.
+The released recipe is one scale and one shift for the whole clip: the vertical scale is the least-squares slope of the
+reference's joint heights on the clip's, the horizontal one follows from it so that shapes are kept, and the shift puts
+the clip's first nose on the reference's nose and agrees in mean x. Where it breaks (joints unseen in the clip, several
+persons, a person upside down, a single joint) "affine" goes on; where it works both give the same numbers.
 
 Shape suffixes: F frames, P persons, J joints, K the joints that the fit uses.
 """
@@ -11,11 +11,15 @@ Shape suffixes: F frames, P persons, J joints, K the joints that the fit uses.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.errors import InputError
+from dynamictrl.errors import ConfigError, InputError
+from dynamictrl.geometry import cover_box
+from dynamictrl.limb_retargeting import retarget
+from dynamictrl.person_roles import assign_roles, driver_of, main_person, require_someone
 from dynamictrl.pose import (
     BODY,
     LEFT_ANKLE,
@@ -35,6 +39,9 @@ from dynamictrl.pose import (
     VISIBLE,
     PoseSequence,
 )
+
+Alignment = Literal["affine", "limbs", "released", "none"]
+ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 
 FIT_JOINTS = (
     NOSE, NECK, RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP, RIGHT_KNEE, LEFT_KNEE, RIGHT_ANKLE, LEFT_ANKLE,
@@ -76,47 +83,131 @@ class Placement:
         )
 
 
-def align(driving: PoseSequence, reference: PoseSequence, *, driving_size: Size, reference_size: Size) -> PoseSequence:
-    """The driving poses in the frame of the reference image, as large and in the place of its main person.
+def align(
+    driving: PoseSequence,
+    reference: PoseSequence,
+    *,
+    driving_size: Size,
+    reference_size: Size,
+    alignment: Alignment = "limbs",
+) -> PoseSequence:
+    """The driving poses in the frame of the reference image, each person as large and in the place of the image's.
 
-    `reference` is one frame, of the image as it is rendered (already cropped). The main persons are fitted on each
-    other; others in the clip move with theirs. Raises InputError: "no_person_in_image", "no_person_in_video".
+    `reference` is one frame, of the image as it is rendered (already cropped). `alignment` is one of
+
+    * "affine": one scale and shift for each person (`person_roles` says who drives whom);
+    * "limbs": the image's persons with their own bone lengths (`limb_retargeting`; "affine" where none is in common);
+    * "released": the published rule, one scale and shift for the whole clip, fitted on frames that show one person;
+    * "none": poses stay where they are in their own frame, which is fitted as the image was (cover, centred).
+
+    All but "released" and "none" give one person for each of the image's. Raises InputError: "no_person_in_image",
+    "no_person_in_video", "no_single_person" ("released" only); ConfigError for another `alignment`.
     """
-    return place(driving, reference, driving_size=driving_size, reference_size=reference_size).apply(driving)
+    if alignment not in ALIGNMENTS:
+        raise ConfigError(f"alignment is {alignment!r}; it must be one of {', '.join(ALIGNMENTS)}", param="alignment")
+    sizes = {"driving_size": driving_size, "reference_size": reference_size}
+    if alignment == "none":
+        require_someone(driving)
+        return _covering(driving_size, reference_size).apply(driving)
+    if alignment == "released":
+        return released_placement(driving, reference, **sizes).apply(driving)
+    persons = []
+    for role in assign_roles(driving, reference):
+        model = _only(reference, role.model)
+        if not role.tracks:
+            persons.append(model.frames(np.zeros(driving.num_frames, np.intp)))
+            continue
+        driver = driver_of(role, driving)
+        moved = _with_limbs_of(driver, model, driving_size, reference_size) if alignment == "limbs" else None
+        persons.append(moved or place(driver, model, **sizes).apply(driver))
+    return _together(persons)
 
 
 def place(driving: PoseSequence, reference: PoseSequence, *, driving_size: Size, reference_size: Size) -> Placement:
-    """Finds the placement that `align` applies."""
-    model, target = main_person(reference), main_person(driving)
+    """The one scale and shift that bring the clip's main person onto the image's; errors as `align`'s."""
+    model = _only(reference, main_person(reference))
+    (role,) = assign_roles(driving, model)
+    driver = driver_of(role, driving)
+    seen_FJ = (driver.scores[:, 0, BODY] > VISIBLE) & (model.scores[0, 0, BODY] > VISIBLE)
+    reference_J2, clip_FJ2 = (points.astype(np.float64) for points in (model.keypoints[0, 0], driver.keypoints[:, 0]))
+    return _fit(reference_J2[BODY], clip_FJ2[:, BODY], seen_FJ, driving_size, reference_size)
+
+
+def released_placement(
+    driving: PoseSequence, reference: PoseSequence, *, driving_size: Size, reference_size: Size
+) -> Placement:
+    """The published rule to the letter (facts: no joint of the CLIP is asked whether it is seen).
+
+    Used are the joints of FIT_JOINTS that the image's person shows, and the frames that show exactly one person. y: the
+    least-squares slope over all of them, then shifted so that the FIRST such frame's nose lands on the first used joint
+    of the image, whichever that is. x: the scale that keeps shapes, and equal mean x.
+    """
+    model = main_person(reference)
     if model is None:
+        assign_roles(driving, reference)
+    alone_F = driving.present().sum(axis=1) == 1
+    if not alone_F.any():
+        require_someone(driving)
         raise InputError(
-            "no person was found in the reference image; give one that shows a person, the head and shoulders at least",
-            code="no_person_in_image",
-            param="image",
-        )
-    if target is None:
-        raise InputError(
-            "no person was found in any frame of the driving video; give one that shows a person",
-            code="no_person_in_video",
+            "the released alignment needs a frame with exactly one person, and every frame of the driving video shows "
+            "several; use the alignment 'affine' or 'limbs'",
+            code="no_single_person",
             param="driving_video",
         )
-    reference_J2 = reference.keypoints[0, model, BODY].astype(np.float64)
-    clip_FJ2 = driving.keypoints[:, target, BODY].astype(np.float64)
-    seen_FJ = (driving.scores[:, target, BODY] > VISIBLE) & (reference.scores[0, model, BODY] > VISIBLE)
-    return _fit(reference_J2, clip_FJ2, seen_FJ, driving_size, reference_size)
+    joints = [joint for joint in FIT_JOINTS if reference.scores[0, model, joint] > VISIBLE]
+    if not joints:
+        return _centred(driving_size, reference_size)
+    frames = np.nonzero(alone_F)[0]
+    alone_FJ2 = driving.keypoints[frames, driving.present()[frames].argmax(axis=1)].astype(np.float64)
+    clip_FK2 = alone_FJ2[:, joints]
+    model_K2 = reference.keypoints[0, model, joints].astype(np.float64)
+    model_FK2 = np.broadcast_to(model_K2, clip_FK2.shape)
+    scale_y = float(np.polyfit(clip_FK2[..., 1].ravel(), model_FK2[..., 1].ravel(), 1)[0])
+    scale_x = scale_y / ((driving_size[0] / driving_size[1]) * (reference_size[1] / reference_size[0]))
+    shift_x = float((model_FK2[..., 0] - scale_x * clip_FK2[..., 0]).mean())
+    shift_y = model_K2[0, 1] - scale_y * alone_FJ2[0, NOSE, 1]
+    return Placement(np.array([scale_x, scale_y]), np.array([shift_x, shift_y]))
 
 
-def main_person(pose: PoseSequence) -> int | None:
-    """Index of the person who is seen largest and longest; None where nobody's body is seen."""
-    if pose.num_persons == 0:
+def _only(pose: PoseSequence, person: int | None) -> PoseSequence:
+    chosen = [] if person is None else [person]
+    return PoseSequence(
+        pose.keypoints[:, chosen],
+        pose.scores[:, chosen],
+        pose.boxes[:, chosen],
+        np.arange(1, len(chosen) + 1, dtype=np.int32),
+    )
+
+
+def _together(persons: list[PoseSequence]) -> PoseSequence:
+    return PoseSequence(
+        np.concatenate([person.keypoints for person in persons], axis=1),
+        np.concatenate([person.scores for person in persons], axis=1),
+        np.concatenate([person.boxes for person in persons], axis=1),
+        np.arange(1, len(persons) + 1, dtype=np.int32),
+    )
+
+
+def _with_limbs_of(
+    driver: PoseSequence, model: PoseSequence, driving_size: Size, reference_size: Size
+) -> PoseSequence | None:
+    """One person's clip on the body of another; None where they have no bone in common."""
+    from_px, to_px = np.array(driving_size[::-1], np.float64), np.array(reference_size[::-1], np.float64)
+    seen_FJ, model_seen_J = driver.scores[:, 0] > VISIBLE, model.scores[0, 0] > VISIBLE
+    moved_FJ2 = retarget(driver.keypoints[:, 0] * from_px, seen_FJ, model.keypoints[0, 0] * to_px, model_seen_J)
+    if moved_FJ2 is None:
         return None
-    seen = pose.scores[..., BODY] > VISIBLE
-    xy = np.where(seen[..., None], pose.keypoints[..., BODY, :], np.nan)
+    present_F = np.any(seen_FJ, axis=1)
+    moved_FJ2 = np.where(present_F[:, None, None], moved_FJ2 / to_px, 0)
+    shown = np.where(seen_FJ[..., None], moved_FJ2, np.nan)
     with np.errstate(invalid="ignore"):
-        highest, lowest = np.fmax.reduce(xy, axis=2), np.fmin.reduce(xy, axis=2)
-    extent_FP = np.nan_to_num(np.linalg.norm(highest - lowest, axis=-1))
-    weight_P = (extent_FP + 1e-6 * seen.any(-1)).sum(axis=0)
-    return int(weight_P.argmax()) if weight_P.max() > 0 else None
+        boxes = np.concatenate([np.fmin.reduce(shown, axis=1), np.fmax.reduce(shown, axis=1)], axis=-1)
+    return PoseSequence(
+        moved_FJ2[:, None].astype(np.float32),
+        driver.scores,
+        np.nan_to_num(boxes)[:, None].astype(np.float32),
+        driver.track_ids,
+    )
 
 
 def _fit(
@@ -184,6 +275,14 @@ def _bone_ratio(
     if not ratios or np.median(ratios) == 0:
         return None
     return float(np.median(ratios)) * driving_size[0] / reference_size[0]
+
+
+def _covering(driving_size: Size, reference_size: Size) -> Placement:
+    """The driving frame cropped to the reference's shape as pictures are (`geometry.cover_box`)."""
+    left, top, right, bottom = cover_box(*driving_size, *reference_size)
+    height, width = driving_size
+    scale = np.array([width / (right - left), height / (bottom - top)])
+    return Placement(scale, -np.array([left / width, top / height]) * scale)
 
 
 def _centred(driving_size: Size, reference_size: Size) -> Placement:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dynamictrl.errors import InputError
-from dynamictrl.pose import BODY, LEFT_HIP, NOSE, RIGHT_HIP, PoseSequence
-from dynamictrl.pose_alignment import FIT_JOINTS, align, main_person, place
+from dynamictrl.errors import ConfigError, InputError
+from dynamictrl.pose import BODY, LEFT_HIP, NECK, NOSE, RIGHT_HIP, PoseSequence
+from dynamictrl.pose_alignment import FIT_JOINTS, align, main_person, place, released_placement
 
 BODY_XY = np.array(
     [
@@ -71,7 +71,7 @@ def test_the_same_person_moved_and_scaled_lands_exactly():
 
 def test_the_first_nose_lands_on_the_reference_nose_and_shapes_are_kept():
     driving, reference = sequence(moving(10)), sequence((BODY_XY * 0.6 + 0.2)[None, None])
-    aligned = align(driving, reference, driving_size=(720, 1280), reference_size=(960, 640))
+    aligned = align(driving, reference, driving_size=(720, 1280), reference_size=(960, 640), alignment="affine")
     assert aligned.keypoints[0, 0, NOSE, 1] == pytest.approx(reference.keypoints[0, 0, NOSE, 1], abs=1e-6)
     before = np.diff(driving.keypoints[4, 0, BODY], axis=0) * (1280, 720)
     after = np.diff(aligned.keypoints[4, 0, BODY], axis=0) * (640, 960)
@@ -89,14 +89,14 @@ def test_joints_the_clip_does_not_show_do_not_pull_the_fit():
     np.testing.assert_allclose(aligned.keypoints[0, 0, :8], reference.keypoints[0, 0, :8], atol=1e-5)
 
 
-def test_of_several_people_the_main_one_is_fitted_and_the_others_move_along():
+def test_a_bystander_without_a_partner_in_the_image_is_left_out():
     small = BODY_XY * 0.3 + (0.65, 0.1)
     driving = sequence(np.repeat(np.stack([small, BODY_XY])[None], 6, axis=0))
     reference = sequence((BODY_XY * 0.5 + 0.25)[None, None])
     assert main_person(driving) == 1
     aligned = align(driving, reference, driving_size=(100, 100), reference_size=(100, 100))
-    np.testing.assert_allclose(aligned.keypoints[2, 1, BODY], reference.keypoints[0, 0, BODY], atol=1e-5)
-    np.testing.assert_allclose(aligned.keypoints[2, 0, BODY], small * 0.5 + 0.25, atol=1e-5)
+    assert aligned.num_persons == 1
+    np.testing.assert_allclose(aligned.keypoints[2, 0, BODY], reference.keypoints[0, 0, BODY], atol=1e-5)
 
 
 def test_a_handstand_is_not_turned_over():
@@ -125,6 +125,87 @@ def test_with_nothing_in_common_the_clip_keeps_its_shape():
     found = place(driving, sequence(BODY_XY[None, None], head), driving_size=(100, 200), reference_size=(200, 200))
     np.testing.assert_allclose(found.scale, (1, 0.5))
     np.testing.assert_allclose(found.shift, (0, 0.25))
+
+
+def test_the_released_rule_gives_what_was_worked_out_by_hand():
+    """The image shows a neck and a right hip; the clip has two frames of one person and one of two.
+
+    y: pairs (.2, .4) (.4, .8) (.3, .4) (.5, .8), slope .08 / .05 = 1.6. The image's first joint is its neck, at .4, and
+    the first nose, seen or not, is at .1: shift .4 - 1.6 * .1 = .24. x: 1.6 / (100/100 * 100/200) = 3.2, shift
+    mean(.5, .4) - 3.2 * mean(.5, .4, .6, .5) = .45 - 1.6 = -1.15.
+    """
+    model, model_scores = np.zeros((1, 1, 18, 2)), np.zeros((1, 1, 18))
+    model[0, 0, [NECK, RIGHT_HIP]], model_scores[0, 0, [NECK, RIGHT_HIP]] = [(0.5, 0.4), (0.4, 0.8)], 1
+    clip, scores = np.full((3, 2, 18, 2), 0.9), np.zeros((3, 2, 18))
+    clip[0, 0, [NOSE, NECK, RIGHT_HIP]] = [(0.5, 0.1), (0.5, 0.2), (0.4, 0.4)]
+    clip[1, 0, [NOSE, NECK, RIGHT_HIP]] = [(0.6, 0.2), (0.6, 0.3), (0.5, 0.5)]
+    scores[0, 0, RIGHT_HIP] = scores[1, 0, NECK] = 1
+    scores[2] = 1
+    found = released_placement(
+        sequence(clip, scores), sequence(model, model_scores), driving_size=(100, 100), reference_size=(200, 100)
+    )
+    np.testing.assert_allclose(found.scale, (3.2, 1.6), rtol=1e-6)
+    np.testing.assert_allclose(found.shift, (-1.15, 0.24), rtol=1e-5)
+    given = {"driving_size": (100, 100), "reference_size": (200, 100), "alignment": "released"}
+    aligned = align(sequence(clip, scores), sequence(model, model_scores), **given)
+    assert aligned.num_persons == 2
+    np.testing.assert_allclose(aligned.keypoints[0, 0, NOSE], (3.2 * 0.5 - 1.15, 0.4), rtol=1e-5)
+
+
+def test_the_released_rule_and_affine_agree_where_all_is_seen():
+    driving, reference = sequence(moving(20)), sequence((BODY_XY * (0.8, 0.7) + (0.05, 0.2))[None, None])
+    given = {"driving_size": (1920, 1080), "reference_size": (960, 640)}
+    clips = [align(driving, reference, **given, alignment=name) for name in ("released", "affine")]
+    np.testing.assert_allclose(clips[0].keypoints, clips[1].keypoints, atol=1e-4)
+
+
+def test_a_clip_of_several_people_throughout_stops_the_released_rule_only():
+    driving = sequence(np.repeat(np.stack([BODY_XY * 0.4, BODY_XY * 0.4 + 0.5])[None], 4, axis=0))
+    reference = sequence(BODY_XY[None, None])
+    size = {"driving_size": (64, 64), "reference_size": (64, 64)}
+    with pytest.raises(InputError, match="affine") as caught:
+        align(driving, reference, **size, alignment="released")
+    assert caught.value.code == "no_single_person"
+    for name in ("affine", "limbs"):
+        aligned = align(driving, reference, **size, alignment=name)
+        np.testing.assert_allclose(aligned.keypoints[0, 0, BODY], BODY_XY, atol=1e-5)
+
+
+def test_without_alignment_poses_are_cropped_as_the_frame_would_be():
+    driving = sequence(np.repeat(BODY_XY[None, None], 2, axis=0))
+    size = {"driving_size": (100, 200), "reference_size": (100, 100)}
+    aligned = align(driving, PoseSequence.empty(1), **size, alignment="none")
+    np.testing.assert_allclose(aligned.keypoints[0, 0, BODY], (BODY_XY - (0.25, 0)) * (2, 1), atol=1e-6)
+
+
+def test_an_unknown_alignment_is_refused_with_the_known_ones():
+    someone = sequence(BODY_XY[None, None])
+    with pytest.raises(ConfigError, match="'similar'.*affine, limbs, released, none"):
+        align(someone, someone, driving_size=(64, 64), reference_size=(64, 64), alignment="similar")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("alignment", ["affine", "limbs"])
+@pytest.mark.parametrize(
+    "hidden", [range(8, 14), [3, 4, 6, 7], range(2, 18), [NOSE], [1, 2, 5], [RIGHT_HIP], range(14)]
+)
+@pytest.mark.parametrize("whose", ["reference", "clip", "both", "now and then"])
+def test_missing_joints_leave_the_person_where_the_image_has_it(alignment, hidden, whose):
+    """Cut at the waist, arms hidden, only a nose, only legs and arms ...: what both show still lands exactly."""
+    frames = 1 if whose == "both" else 7
+    scores, model_scores = np.ones((frames, 1, 18)), np.ones((1, 1, 18))
+    scores[:: 2 if whose == "now and then" else 1, :, list(hidden)] = whose == "reference"
+    model_scores[..., list(hidden)] = whose in ("clip", "now and then")
+    bodies = np.repeat(BODY_XY[None, None], frames, axis=0)
+    bodies = np.where(scores[..., None] > 0, bodies, 0)
+    reference = sequence((BODY_XY * 0.5 + 0.2)[None, None], model_scores)
+    size = {"driving_size": (200, 200), "reference_size": (200, 200)}
+    aligned = align(sequence(bodies, scores), reference, **size, alignment=alignment)
+    seen = (scores[:, 0] > 0) & (model_scores[0, 0] > 0)
+    # One joint in common says where, and not how large.
+    if seen.any(axis=0).sum() > 1:
+        where = np.broadcast_to(BODY_XY * 0.5 + 0.2, (frames, 18, 2))
+        np.testing.assert_allclose(aligned.keypoints[:, 0, BODY][seen], where[seen], atol=1e-4)
+    assert np.isfinite(aligned.keypoints).all()
 
 
 def test_nobody_is_a_fault_of_the_input_that_says_where():
