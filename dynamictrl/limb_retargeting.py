@@ -179,10 +179,13 @@ def factors(driver: Mapping[str, Points], model: Mapping[str, Points]) -> dict[s
     return {**result, "head": general * float(np.exp(powers / max(beliefs, 1.0))), "all": general}
 
 
-def retarget(driver_FJ2: Points, seen_FJ: Seen, model_J2: Points, model_seen_J: Seen) -> Points | None:
+def retarget(
+    driver_FJ2: Points, seen_FJ: Seen, model_J2: Points, model_seen_J: Seen, placed_F: Seen | None = None
+) -> Points | None:
     """The driver's 134 points [F, 134, 2] with the reference person's bones, standing where that person does.
 
-    `model_J2` [134, 2] is the reference picture's. None where the two have no bone in common.
+    `model_J2` [134, 2] is the reference picture's; `placed_F` [F] says which frames count for the place across (all by
+    default). None where the two have no bone in common.
     """
     points_FJ2, seen_FJ = with_pelvis(driver_FJ2, seen_FJ)
     reference_FJ2, reference_seen_FJ = with_pelvis(model_J2[None], model_seen_J[None])
@@ -191,7 +194,9 @@ def retarget(driver_FJ2: Points, seen_FJ: Seen, model_J2: Points, model_seen_J: 
         return None
     built_FJ2 = _build(points_FJ2, seen_FJ, scale)
     built_FJ2 += _keep_the_ground(points_FJ2 * scale["all"], built_FJ2, seen_FJ)[:, None]
-    built_FJ2 += _place(built_FJ2, seen_FJ, reference_FJ2[0], reference_seen_FJ[0])
+    if placed_F is None or not (seen_FJ & reference_seen_FJ)[placed_F].any():
+        placed_F = np.ones(len(points_FJ2), np.bool_)
+    built_FJ2 += _place(built_FJ2, seen_FJ, reference_FJ2[0], reference_seen_FJ[0], placed_F)
     return built_FJ2[:, :NUM_KEYPOINTS]
 
 
@@ -240,10 +245,10 @@ def lowest_foot(points_FJ2: Points, seen_FJ: Seen) -> Points:
     return np.where(np.isfinite(depth), depth, np.nan)
 
 
-def _place(built_FJ2: Points, seen_FJ: Seen, model_J2: Points, model_seen_J: Seen) -> Points:
+def _place(built_FJ2: Points, seen_FJ: Seen, model_J2: Points, model_seen_J: Seen, placed_F: Seen) -> Points:
     """[2]: from where the clip stands to where the reference does; the trunk decides across, the feet in depth."""
     trunk = [NECK, RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP]
-    common_FJ = seen_FJ & model_seen_J
+    common_FJ = seen_FJ & model_seen_J & placed_F[:, None]
     used = trunk if common_FJ[:, trunk].any() else list(range(PELVIS))
     away = np.where(common_FJ[:, used, None], model_J2[used] - built_FJ2[:, used], np.nan)
     with np.errstate(invalid="ignore"):

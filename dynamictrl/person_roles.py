@@ -16,6 +16,7 @@ Shape suffixes: F frames, P persons, J joints.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +148,24 @@ def _left_to_right(roles: list[Role], seen: _Seen) -> list[Role]:
         return float(seen.middle_FP2[frame, track, 0])
 
     return [roles[index] for index in sorted(range(len(roles)), key=across)]
+
+
+def frames_in_order(roles: list[Role], driving: PoseSequence) -> NDArray[np.bool_]:
+    """[F]: whether the persons with a role stand from left to right as their counterparts in the image do.
+
+    Places are compared there: people who cross must be brought to the image's places as they stood before. A frame that
+    does not show two of them together counts as in order, and so do all where no frame is.
+    """
+    seen, driven = _Seen.of(driving), [role for role in roles if role.tracks]
+    across_RF = np.full((len(driven), driving.num_frames), np.nan)
+    for index, role in enumerate(_left_to_right(driven, seen)):
+        for track in reversed(role.tracks):
+            frames = seen.frames(track)
+            across_RF[index, frames] = seen.middle_FP2[frames, track, 0]
+    in_order_F = np.ones(driving.num_frames, np.bool_)
+    for left_F, right_F in combinations(across_RF, 2):
+        in_order_F &= ~(left_F > right_F)
+    return in_order_F if in_order_F.any() else ~in_order_F
 
 
 def driver_of(role: Role, driving: PoseSequence) -> PoseSequence:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dynamictrl.errors import ConfigError, InputError
 from dynamictrl.geometry import cover_box
 from dynamictrl.limb_retargeting import retarget
-from dynamictrl.person_roles import assign_roles, driver_of, main_person, require_someone
+from dynamictrl.person_roles import assign_roles, driver_of, frames_in_order, main_person, require_someone
 from dynamictrl.pose import (
     BODY,
     LEFT_ANKLE,
@@ -111,26 +111,37 @@ def align(
         return _covering(driving_size, reference_size).apply(driving)
     if alignment == "released":
         return released_placement(driving, reference, **sizes).apply(driving)
-    persons = []
-    for role in assign_roles(driving, reference):
+    persons, roles = [], assign_roles(driving, reference)
+    placed_F = frames_in_order(roles, driving)
+    for role in roles:
         model = _only(reference, role.model)
         if not role.tracks:
             persons.append(model.frames(np.zeros(driving.num_frames, np.intp)))
             continue
         driver = driver_of(role, driving)
-        moved = _with_limbs_of(driver, model, driving_size, reference_size) if alignment == "limbs" else None
-        persons.append(moved or place(driver, model, **sizes).apply(driver))
+        moved = _with_limbs_of(driver, model, driving_size, reference_size, placed_F) if alignment == "limbs" else None
+        persons.append(moved or place(driver, model, **sizes, placed_F=placed_F).apply(driver))
     return _together(persons)
 
 
-def place(driving: PoseSequence, reference: PoseSequence, *, driving_size: Size, reference_size: Size) -> Placement:
-    """The one scale and shift that bring the clip's main person onto the image's; errors as `align`'s."""
+def place(
+    driving: PoseSequence,
+    reference: PoseSequence,
+    *,
+    driving_size: Size,
+    reference_size: Size,
+    placed_F: NDArray[np.bool_] | None = None,
+) -> Placement:
+    """The one scale and shift that bring the clip's main person onto the image's; errors as `align`'s.
+
+    `placed_F` [F] says which frames count for the place across (all by default).
+    """
     model = _only(reference, main_person(reference))
     (role,) = assign_roles(driving, model)
     driver = driver_of(role, driving)
     seen_FJ = (driver.scores[:, 0, BODY] > VISIBLE) & (model.scores[0, 0, BODY] > VISIBLE)
     reference_J2, clip_FJ2 = (points.astype(np.float64) for points in (model.keypoints[0, 0], driver.keypoints[:, 0]))
-    return _fit(reference_J2[BODY], clip_FJ2[:, BODY], seen_FJ, driving_size, reference_size)
+    return _fit(reference_J2[BODY], clip_FJ2[:, BODY], seen_FJ, driving_size, reference_size, placed_F)
 
 
 def released_placement(
@@ -189,12 +200,14 @@ def _together(persons: list[PoseSequence]) -> PoseSequence:
 
 
 def _with_limbs_of(
-    driver: PoseSequence, model: PoseSequence, driving_size: Size, reference_size: Size
+    driver: PoseSequence, model: PoseSequence, driving_size: Size, reference_size: Size, placed_F: NDArray[np.bool_]
 ) -> PoseSequence | None:
     """One person's clip on the body of another; None where they have no bone in common."""
     from_px, to_px = np.array(driving_size[::-1], np.float64), np.array(reference_size[::-1], np.float64)
     seen_FJ, model_seen_J = driver.scores[:, 0] > VISIBLE, model.scores[0, 0] > VISIBLE
-    moved_FJ2 = retarget(driver.keypoints[:, 0] * from_px, seen_FJ, model.keypoints[0, 0] * to_px, model_seen_J)
+    moved_FJ2 = retarget(
+        driver.keypoints[:, 0] * from_px, seen_FJ, model.keypoints[0, 0] * to_px, model_seen_J, placed_F
+    )
     if moved_FJ2 is None:
         return None
     present_F = np.any(seen_FJ, axis=1)
@@ -216,6 +229,7 @@ def _fit(
     seen_FJ: NDArray[np.bool_],
     driving_size: Size,
     reference_size: Size,
+    placed_F: NDArray[np.bool_] | None,
 ) -> Placement:
     """`seen_FJ`: the joint is visible in that frame and in the reference."""
     joints = np.array(FIT_JOINTS)
@@ -231,6 +245,8 @@ def _fit(
     first = int(used_FK.any(axis=1).argmax())
     anchor = int(used_FK[first].argmax())
     shift_y = reference_K2[anchor, 1] - scale_y * clip_FK2[first, anchor, 1]
+    if placed_F is not None and used_FK[placed_F].any():
+        used_FK = used_FK & placed_F[:, None]
     frames, index = np.nonzero(used_FK)
     shift_x = float(np.mean(reference_K2[index, 0] - scale[0] * clip_FK2[frames, index, 0]))
     return Placement(scale, np.array([shift_x, shift_y]))
