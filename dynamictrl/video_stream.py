@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 import av
 import av.error
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -236,6 +238,40 @@ class FrameStream:
             return [frame for frame in self._stream.codec_context.decode(None) if not frame.is_corrupt]
         except (av.error.FFmpegError, EOFError):
             return []
+
+    # Sound.
+
+    def sound(self, start: float) -> Iterator[tuple[float, AudioFrame]]:
+        """Yields (seconds on the clock of `timed_frames`, decoded sound) from `start` on or a little before.
+
+        Ends at the first damage, and yields nothing where there is no sound that can be decoded. The picture's first
+        frame is 0, so sound recorded ahead of it has negative times. Afterwards the stream stands behind its sound.
+        """
+        origin, _ = next(self._clocked(self.frames(partial=True)))
+        self._reopen()
+        if start > _SEEK_FROM:
+            try:
+                self._container.seek(int((origin + start - _SEEK_FROM) * av.time_base))
+            except av.error.FFmpegError:
+                self._reopen()
+        stream = self._container.streams.best("audio")
+        if not isinstance(stream, AudioStream) or stream.codec_context is None:
+            return
+        last: float | None = None
+        for frame in self._sound_frames(stream):
+            if frame.pts is not None and frame.time_base:
+                last = float(frame.pts * frame.time_base)
+            elif last is None:
+                last = origin
+            yield last - origin, frame
+            last += frame.samples / frame.sample_rate
+
+    def _sound_frames(self, stream: AudioStream) -> Iterator[AudioFrame]:
+        try:
+            for packet in self._container.demux(stream):
+                yield from packet.decode()  # pyright: ignore[reportReturnType] - of a sound stream
+        except (av.error.FFmpegError, EOFError) as damage:
+            logger.warning("%s: its sound is damaged (%s); the rest is silence", self._label, _words(damage))
 
     def _settle(self, count: int, damage: Exception | None, partial: bool) -> None:
         why = f" ({_words(damage)})" if damage else ""

@@ -75,7 +75,9 @@ def up(words: list[str]) -> None:
 def animate(words: list[str]) -> None:
     """Renders one clip."""
     wish = tyro.cli(Animate, prog="python -m serving animate", args=words)
-    animate_one(wish, show=_progress_line if sys.stderr.isatty() else _progress_log)
+    note = animate_one(wish, show=_progress_line if sys.stderr.isatty() else _progress_log)
+    if note:
+        print(note, file=sys.stderr)
 
 
 def key(words: list[str]) -> None:

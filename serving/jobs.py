@@ -49,6 +49,7 @@ class Wish:
     guidance_scale: float | None = None
     seed: int | None = None
     quality: str = "exact"
+    keep_audio: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Settings:
     guidance_scale: float
     seed: int
     quality: str = "exact"
+    keep_audio: bool = False
+    """Whether the clip gets the sound of the stretch of video that it was rendered from."""
 
     @property
     def size(self) -> str:
@@ -118,6 +121,11 @@ class AnimationJob:
     def __post_init__(self):
         check_media({"input_reference": self.image, "driving_video": self.driving_video, "pose_video": self.pose_video})
 
+    @property
+    def sound_source(self) -> Path | None:
+        """The video whose sound the clip keeps, if it shall."""
+        return (self.driving_video or self.pose_video) if self.settings.keep_audio else None
+
 
 def check_media(given: Mapping[Any, object | None]) -> None:
     """Refuses a job without its person image, or without exactly one video."""
@@ -160,6 +168,7 @@ def settle(wish: Wish, facts: VideoFacts, *, is_pose_video: bool, defaults: Defa
         guidance_scale=defaults.guidance_scale if wish.guidance_scale is None else wish.guidance_scale,
         seed=secrets.randbits(31) if wish.seed is None else wish.seed,
         quality=wish.quality,
+        keep_audio=wish.keep_audio,
     )
 
 

@@ -49,14 +49,16 @@ class Animate:
     """The same seed and inputs give the same clip."""
     fps: float | None = None
     """Frames per second of the clip; the video is resampled to it. Default: the video's own."""
+    keep_audio: bool = False
+    """The clip keeps the video's sound, cut to exactly its frames; where there is none it is silent, with a note."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it is rendered; auto takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; auto is bfloat16 on a GPU and float32 elsewhere."""
 
 
-def animate_one(request: Animate, show: Show) -> None:
-    """Renders one clip and writes it, whole or not at all.
+def animate_one(request: Animate, show: Show) -> str:
+    """Renders one clip and writes it, whole or not at all; returns a note for people, empty as a rule.
 
     Raises InputError and CheckpointError for what is wrong with the request; before the weights are loaded, except
     for what only the pose model can see (no person).
@@ -70,6 +72,7 @@ def animate_one(request: Animate, show: Show) -> None:
     # From here on it takes long: torch, then the weights.
     import torch
 
+    from dynamictrl.audio import keep_sound
     from dynamictrl.video import write_video
     from serving.engine import Engine
 
@@ -78,7 +81,11 @@ def animate_one(request: Animate, show: Show) -> None:
     pose_model = request.pose_model or ("mini/dwpose" if source.mini else "yzd-v/DWPose")
     clip = Engine(source, pose_model, device=request.device, dtype=dtype).animate(job, on_step=show)
     write_video(request.out, clip.frames, clip.fps)
+    seconds, note = len(clip.frames) / clip.fps, ""
+    if job.sound_source is not None and not keep_sound(job.sound_source, request.out, seconds=seconds):
+        note = f"{job.sound_source} has no sound in its first {seconds:.2f} s: the clip is silent"
     show("written", len(clip.frames), len(clip.frames))
+    return note
 
 
 def _job(request: Animate, mini: bool) -> AnimationJob:
@@ -97,6 +104,7 @@ def _job(request: Animate, mini: bool) -> AnimationJob:
     wish = Wish(
         prompt=request.prompt, width=width, height=height, num_frames=request.num_frames, fps=request.fps,
         num_inference_steps=request.num_inference_steps, guidance_scale=request.guidance_scale, seed=request.seed,
+        keep_audio=request.keep_audio,
     )  # fmt: skip
     check_wish(wish, limits)
     motion = {"driving_video": request.driving, "pose_video": request.pose_video}

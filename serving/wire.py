@@ -40,6 +40,9 @@ class VideoRequest(BaseModel):
     guidance_scale: Annotated[float | None, Field(description="Strength of the prompt; 1 is none.")] = None
     seed: Annotated[int | None, Field(description="The same seed and inputs give the same clip.")] = None
     quality: Annotated[str, Field(description="How it is rendered; `exact` is the one there is.")] = "exact"
+    keep_audio: Annotated[
+        bool, Field(description="The clip keeps the video's sound, cut to its frames; silent where there is none.")
+    ] = False
     wait: Annotated[float, Field(ge=0, description="Seconds to wait for the end before answering.")] = 0.0
 
     def to_wish(self) -> Wish:
@@ -56,6 +59,7 @@ class VideoRequest(BaseModel):
             guidance_scale=self.guidance_scale,
             seed=self.seed,
             quality=self.quality,
+            keep_audio=self.keep_audio,
         )
 
 
@@ -99,6 +103,7 @@ class VideoObject(BaseModel):
     guidance_scale: float
     seed: int
     quality: str
+    keep_audio: bool
     model_version: str | None
 
 
@@ -209,6 +214,7 @@ def to_video(video: Video, store: JobStore) -> VideoObject:
         guidance_scale=settings.guidance_scale,
         seed=settings.seed,
         quality=settings.quality,
+        keep_audio=settings.keep_audio,
         model_version=video.model_version,
     )
 

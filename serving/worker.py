@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dynamictrl.audio import keep_sound
 from dynamictrl.errors import CheckpointError, DynamiCtrlError
 from dynamictrl.video import write_video
 from serving.backend import Backend
@@ -74,9 +75,10 @@ class Worker:
         store, service = self.backend.store, self.backend.service
         progress = _Progress(self.backend, video.id, token)
         try:
-            clip = self.engine.animate(self._job(video), progress.on_step, progress.should_stop)
+            job = self._job(video)
+            clip = self.engine.animate(job, progress.on_step, progress.should_stop)
             progress.write("encoding", SHARES["encoding"][0])
-            write_results(folder, clip)
+            write_results(folder, clip, job.sound_source)
         except Stopped:
             if progress.verdict is Verdict.CANCEL:
                 return "cancelled" if store.cancelled(video.id, token) else "lost"
@@ -160,10 +162,12 @@ class _Progress:
         return self.verdict is not Verdict.GO_ON
 
 
-def write_results(folder: Path, clip: Clip) -> None:
-    """The clip, its thumbnail and its sprite sheet."""
+def write_results(folder: Path, clip: Clip, sound_source: Path | None = None) -> None:
+    """The clip, with the sound of the video it was rendered from where one is named, its thumbnail and its sheet."""
     folder.mkdir(parents=True, exist_ok=True)
     write_video(folder / RESULTS["video"][0], clip.frames, clip.fps)
+    if sound_source is not None:
+        keep_sound(sound_source, folder / RESULTS["video"][0], seconds=len(clip.frames) / clip.fps)
     Image.fromarray(clip.frames[len(clip.frames) // 2]).save(folder / RESULTS["thumbnail"][0], "WEBP")
     sprite_sheet(clip.frames).save(folder / RESULTS["spritesheet"][0], "JPEG", quality=85)
 

@@ -3,9 +3,11 @@
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from dynamictrl.audio import Sound, add_sound, read_sound
 from dynamictrl.video import read_video
 from serving.__main__ import main
 
@@ -25,6 +27,25 @@ def test_one_clip_without_a_server(tiny_model: Path, person_and_pose: tuple[Path
     assert animate(tiny_model, person, tmp_path / "o.mp4", "--pose-video", pose, "--num-frames", 9) == 0
     video = read_video(tmp_path / "o.mp4")
     assert (video.frames.shape, video.fps) == ((9, 96, 64, 3), 12.0)
+
+
+def test_the_videos_sound_is_kept_on_request(
+    tiny_model: Path, person_and_pose: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    person, pose = person_and_pose
+    words = ["--pose-video", pose, "--num-frames", 9, "--keep-audio"]
+    assert animate(tiny_model, person, tmp_path / "silent.mp4", *words) == 0
+    assert "pose.mp4 has no sound in its first 0.75 s: the clip is silent" in reason(capsys)
+
+    spoken = tmp_path / "spoken.mp4"
+    spoken.write_bytes(pose.read_bytes())
+    add_sound(spoken, Sound(np.ones((2, 48000), np.float32) / 4, 48000))
+    words[1] = spoken
+    assert animate(tiny_model, person, tmp_path / "o.mp4", *words) == 0
+    sound = read_sound(tmp_path / "o.mp4", seconds=9 / 12)
+    assert sound is not None
+    assert sound.samples.shape == (2, 36000)
+    assert read_video(tmp_path / "o.mp4").frames.shape == (9, 96, 64, 3)
 
 
 def test_a_real_image_follows_a_real_pose_rendering(tiny_model: Path, shared_data: Path, tmp_path: Path):

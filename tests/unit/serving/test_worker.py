@@ -6,8 +6,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dynamictrl.audio import Sound, add_sound, read_sound
 from serving.backend import Backend, open_backend
 from serving.config import Defaults, Service
 from serving.dispatcher import Dispatcher
@@ -70,6 +72,27 @@ def test_a_job_becomes_a_clip(worker: Worker, backend: Backend, person_and_pose:
     done = now(backend, video)
     assert (done.status, done.progress, done.model_version) == (Status.COMPLETED, 100, worker.model.version)
     assert backend.blobs.result(video.id, done.result_token or 0, "video").stat().st_size > 500
+
+
+def test_a_clip_keeps_the_driving_videos_sound_where_that_is_asked_for(
+    worker: Worker, backend: Backend, person_and_pose: tuple[Path, Path], tmp_path: Path
+):
+    person, pose = person_and_pose
+    with_sound = tmp_path / "pose.mp4"
+    with_sound.write_bytes(pose.read_bytes())
+    add_sound(with_sound, Sound(np.sin(np.arange(44100 * 2, dtype=np.float32) / 20)[None] / 2, 44100))
+    heard = []
+    for keep in (True, False):
+        video = add(backend, (person, with_sound), keep_audio=keep)
+        assert rendered(worker) == "completed"
+        done = now(backend, video)
+        sound = read_sound(backend.blobs.result(video.id, done.result_token or 0, "video"), seconds=9 / 12)
+        heard.append(None if sound is None else (sound.samples.shape, sound.rate, bool(sound.samples.any())))
+    assert heard == [((1, round(9 / 12 * 44100)), 44100, True), None]
+
+    silent = add(backend, person_and_pose, keep_audio=True)
+    assert rendered(worker) == "completed"
+    assert now(backend, silent).status is Status.COMPLETED
 
 
 def test_a_users_fault_fails_the_job_with_its_code(
