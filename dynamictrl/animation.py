@@ -1,11 +1,9 @@
 """From a reference image, a pose video and a prompt to a clip: the diffusers pipeline."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynamictrl import conditioning, long_videos, weights
 from dynamictrl import latents as latent_space
-from dynamictrl.errors import CheckpointError, InputError
-from dynamictrl.geometry import check_num_frames, check_size, consecutive_indices, cover_crop, latent_frames
+from dynamictrl.conventions import Compatibility, Conventions, advance, conventions_named
+from dynamictrl.errors import InputError
+from dynamictrl.geometry import check_num_frames, check_size
 from dynamictrl.lora import LoraLoading
 from dynamictrl.objective import ofs_for
 from dynamictrl.positions import rotary_positions
@@ -90,7 +89,7 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         a folder or hub id too: a released masked model has its transformer alone, which goes with its base's folder.
         """
         folder = weights.resolve(os.fspath(pretrained_model_name_or_path))
-        _check_index(folder)
+        weights.check_index(folder)
         if isinstance(kwargs.get("transformer"), str | os.PathLike):
             types = {name: kwargs[name] for name in ("dtype", "torch_dtype") if name in kwargs}
             lent = weights.resolve(os.fspath(kwargs["transformer"]))
@@ -169,17 +168,17 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         generator: torch.Generator | None,
         latents: Tensor | None,
         plan: long_videos.WindowPlan,
+        way: Conventions,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Initial noise (float32), one window's image latents and each one's pose latents, BFCHW, padded for the base.
+        """Initial noise, one window's image latents and each one's pose latents, BFCHW, padded for the base.
 
         `pose_frames` is uint8 [F, H, W, 3] in the size to render. Draws in this order: image, poses, noise.
         """
         device = self._execution_device
-        height, width = pose_frames.shape[1:3]
-        fitted = np.asarray(cover_crop(image.convert("RGB"), height, width))
-        image_pixels = conditioning.to_pixels(fitted[None])[:, :, 0].to(device)
+        image_pixels = way.reference(image, *pose_frames.shape[1:3]).to(device)
+        rule = way.image_latent_rule(self.config["image_latent_rule"])
         image_latents = conditioning.reference_latents(
-            self.vae, image_pixels, plan.length, generator=generator, rule=self.config["image_latent_rule"]
+            self.vae, image_pixels, plan.length, generator=generator, rule=rule
         )
         pose_latents = [
             self._encode_pose(conditioning.to_pixels(pose_frames[plan.frames(window)]).to(device), generator)
@@ -191,14 +190,15 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
             for x in (image_latents, *pose_latents)
         )
         shape = (clips, plan.padding + plan.total, *image_latents.shape[2:])
+        dtype = way.state_dtype(self.transformer.dtype)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif latents.shape != shape:
             raise InputError(
                 f"latents has shape {tuple(latents.shape)}; this call needs {shape}",
                 param="latents",
             )
-        latents = latents[:, plan.noise_order()].to(device, torch.float32)
+        latents = latents[:, plan.noise_order()].to(device, dtype)
         return latents * self.scheduler.init_noise_sigma, image_latents, pose_latents
 
     def _encode_pose(self, pixels_BCFHW: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -228,6 +228,8 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         return_dict: bool = True,
         window_frames: int | None = None,
         window_overlap: int | None = None,
+        use_dynamic_cfg: bool = False,
+        compatibility: Compatibility = "none",
     ) -> DynamiCtrlPipelineOutput | tuple[Any]:
         """One clip per prompt and copy, of exactly `num_frames` frames.
 
@@ -235,9 +237,11 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         PIL images; its first `num_frames` are used, and it gives the size and the count where none is asked for.
         Guidance (classifier-free, above 1) is on the text alone: image and pose are in both halves. A clip longer than
         `window_frames` (the base's own length by default) is rendered in windows that share `window_overlap` frames
-        (`long_videos.plan_windows`). Raises InputError for sizes that are no multiple of 16, counts other than 4k + 1,
-        and too few poses.
+        (`long_videos.plan_windows`). `use_dynamic_cfg` lets guidance fall from step to step. `compatibility="released"`
+        computes what the published inference does, its lag of three frames included (`conventions.Released`). Raises
+        InputError for sizes that are no multiple of 16, counts other than 4k + 1, and too few poses.
         """
+        way = conventions_named(compatibility)
         pose_frames = conditioning.as_frames(pose_video)
         height = height or int(pose_frames.shape[1])
         width = width or int(pose_frames.shape[2])
@@ -255,58 +259,57 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        plan = long_videos.plan_windows(num_frames, self.transformer.config, window_frames, window_overlap)
-        pose_frames = pose_frames[consecutive_indices(len(pose_frames), num_frames)]
-        pose_frames = cover_crop(pose_frames, height, width)
+        plan = way.plan(num_frames, self.transformer.config, window_frames, window_overlap)
+        pose_frames = way.poses(pose_frames, plan, height, width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        clips = len(prompts) * num_videos_per_prompt
 
         self._interrupt = False
         try:
-            prompt_embeds = self.encode_prompt(prompts, negatives, guidance_scale > 1, num_videos_per_prompt)
-            latents, image_latents, pose_latents = self.prepare_latents(
-                image, pose_frames, clips, generator, latents, plan
-            )
-            latents = self._denoise(
-                plan,
-                latents,
-                image_latents,
-                pose_latents,
-                prompt_embeds,
-                num_inference_steps,
-                guidance_scale,
-                generator,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                attention_kwargs,
-            )
-            frames = self._decode(plan, latents, num_frames, output_type)
+            with way.applied(self):
+                prompt_embeds = self.encode_prompt(prompts, negatives, guidance_scale > 1, num_videos_per_prompt)
+                clips = len(prompts) * num_videos_per_prompt
+                prepared = self.prepare_latents(image, pose_frames, clips, generator, latents, plan, way)
+                latents = self._denoise(
+                    plan,
+                    way,
+                    *prepared,
+                    prompt_embeds,
+                    num_inference_steps,
+                    guidance_scale,
+                    use_dynamic_cfg,
+                    generator,
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                    attention_kwargs,
+                )
+                frames = self._finish(way, plan, latents, num_frames, output_type)
         finally:
             self.maybe_free_model_hooks()
         return DynamiCtrlPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def _decode(self, plan: long_videos.WindowPlan, latents: Tensor, num_frames: int, output_type: str) -> Any:  # noqa: ANN401 - what the caller asked for
+    def _finish(
+        self, way: Conventions, plan: long_videos.WindowPlan, latents: Tensor, num_frames: int, output_type: str
+    ) -> Any:  # noqa: ANN401 - what the caller asked for
         """Clean latents as `output_type`; a clip of several windows comes piece by piece and lies on the CPU."""
         if output_type == "latent":
-            return latents[:, -latent_frames(num_frames) :]
-        if plan.count > 1:
-            pieces = long_videos.decode_in_pieces(self.vae, latents, num_frames)
-            return long_videos.join_pieces(
-                self.video_processor.postprocess_video(piece.cpu(), output_type=output_type) for piece in pieces
-            )
-        pixels = latent_space.decode(self.vae, latents, num_frames)
-        return self.video_processor.postprocess_video(pixels, output_type=output_type)
+            return way.latents(latents, num_frames)
+        return long_videos.join_pieces(
+            self.video_processor.postprocess_video(piece, output_type=output_type)
+            for piece in way.pixels(self.vae, latents, plan, num_frames)
+        )
 
     def _denoise(
         self,
         plan: long_videos.WindowPlan,
+        way: Conventions,
         latents: Tensor,
         image_latents: Tensor,
         pose_latents: list[Tensor],
         prompt_embeds: Tensor,
         num_inference_steps: int,
         guidance_scale: float,
+        use_dynamic_cfg: bool,
         generator: torch.Generator | None,
         callback: StepCallback | None,
         callback_tensors: Sequence[str],
@@ -314,10 +317,9 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
     ) -> Tensor:
         """From noise to clean latents; the steps' arithmetic is float32, the transformer's its own."""
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
-        # At 61, 103, 121 ... steps rounding gives the scheduler one timestep too many, -1.
-        timesteps = self.scheduler.timesteps[:num_inference_steps]
+        timesteps = way.timesteps(self.scheduler.timesteps, num_inference_steps)
         self._num_timesteps = len(timesteps)
-        halves = 2 if guidance_scale > 1 else 1
+        guided = guidance_scale > 1
         config = self.transformer.config
         window = image_latents.shape
         fixed = {
@@ -326,13 +328,18 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
             "attention_kwargs": attention_kwargs,
             "return_dict": False,
         }
-        controls = [torch.cat([pose] * halves) for pose in pose_latents]
+        controls = [torch.cat([pose] * (2 if guided else 1)) for pose in pose_latents]
         previous_clean = None
         with self.progress_bar(total=len(timesteps)) as progress:  # pyright: ignore[reportCallIssue]
             for i, timestep in enumerate(timesteps):
+                scale = guidance_scale if guided else None
+                if guided and use_dynamic_cfg:
+                    scale = way.dynamic_scale(guidance_scale, i, float(timestep), num_inference_steps)
                 told = {"encoder_hidden_states": prompt_embeds, "timestep": timestep, **fixed}
-                v = plan.blend(latents, partial(self._predict, image_latents, controls, guidance_scale, told))
-                latents, previous_clean = self._step(v, i, timesteps, latents, previous_clean, generator)
+                v = plan.blend(latents, partial(self._predict, image_latents, controls, scale, told))
+                stepped, previous_clean = advance(self.scheduler, v, i, timesteps, latents, previous_clean, generator)
+                stepped = way.last_step(stepped, previous_clean) if i == len(timesteps) - 1 else stepped
+                latents = stepped.to(latents.dtype)
                 if callback is not None:
                     known = {"latents": latents, "prompt_embeds": prompt_embeds}
                     changed = callback(self, i, timestep, {name: known[name] for name in callback_tensors}) or {}
@@ -347,56 +354,19 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         self,
         image_latents: Tensor,
         controls: list[Tensor],
-        guidance_scale: float,
+        guidance_scale: float | None,
         told: dict[str, Any],
         window: int,
         latents: Tensor,
     ) -> Tensor:
-        """v of one window, guided: float32, as its latents. `controls` and `told` fit the doubled batch."""
+        """v of one window in float32; guided unless the scale is None. `controls` and `told` fit the doubled batch."""
         joined = torch.cat([latents.to(image_latents.dtype), image_latents], dim=2)
-        joined = torch.cat([joined] * (2 if guidance_scale > 1 else 1))
+        joined = torch.cat([joined] * (1 if guidance_scale is None else 2))
         told = {**told, "timestep": told["timestep"].expand(len(joined))}
         # What a transformer caches from step to step is one window's.
         with self.transformer.cache_context("cond_uncond" if len(controls) == 1 else f"window_{window}"):
             v = self.transformer(hidden_states=joined, control_hidden_states=controls[window], **told)[0].float()
-        if guidance_scale <= 1:
+        if guidance_scale is None:
             return v
         v_without, v_with = v.chunk(2)
         return v_without + guidance_scale * (v_with - v_without)
-
-    def _step(
-        self,
-        v: Tensor,
-        i: int,
-        timesteps: Tensor,
-        latents: Tensor,
-        previous_clean: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """One scheduler step: the next latents, and the clean prediction that DPM's next step looks back to."""
-        if isinstance(self.scheduler, CogVideoXDPMScheduler):
-            before = timesteps[i - 1] if i > 0 else None
-            stepped, clean = self.scheduler.step(
-                v,
-                previous_clean,  # pyright: ignore[reportArgumentType] - None on the first step
-                timesteps[i],  # pyright: ignore[reportArgumentType]
-                before,  # pyright: ignore[reportArgumentType]
-                latents,
-                generator=generator,
-                return_dict=False,
-            )
-        else:
-            stepped, clean = self.scheduler.step(v, timesteps[i], latents, return_dict=False)  # pyright: ignore[reportArgumentType]
-        # Where 1000 does not divide by the steps, the schedulers would stop at timestep 0 with its noise still in.
-        stepped = clean if i == len(timesteps) - 1 else stepped
-        return stepped.float(), clean
-
-
-def _check_index(folder: Path) -> None:
-    path = folder / "model_index.json"
-    if not path.is_file() or "transformer" not in json.loads(path.read_text()):
-        raise CheckpointError(
-            f"{folder} is no DynamiCtrl model folder: it has no model_index.json that names a transformer. Name a "
-            f"folder that `save_pretrained` wrote, or a hub id of one.",
-            code="weights_missing",
-        )

@@ -67,6 +67,19 @@ def _download(repo: str, patterns: tuple[str, ...], subfolder: str) -> Path:
         ) from problem
 
 
+def check_index(folder: Path) -> None:
+    """Refuses a folder that no pipeline was saved in."""
+    import json
+
+    path = folder / "model_index.json"
+    if not path.is_file() or "transformer" not in json.loads(path.read_text()):
+        raise CheckpointError(
+            f"{folder} is no DynamiCtrl model folder: it has no model_index.json that names a transformer. Name a "
+            f"folder that `save_pretrained` wrote, or a hub id of one.",
+            code="weights_missing",
+        )
+
+
 def file_hash(path: Path) -> str:
     """The sha256 of one weight file, in hex: what a data set records of each model that shaped it."""
     import hashlib
