@@ -174,7 +174,7 @@ class Sam2MaskTracker:
             dtype=self.dtype,
         )
         height, width = frames.shape[1:3]
-        boxes, points = zip(*(_prompt(pose, prompted, person, height, width) for person in persons), strict=True)
+        boxes, points = zip(*(prompt_of(pose, prompted, person, height, width) for person in persons), strict=True)
         # All persons in one call: a second call for the same frame would leave the first one's prompt unused.
         self.preparation.add_inputs_to_inference_session(
             session,
@@ -211,7 +211,7 @@ def _prompt_frames(pose: PoseSequence) -> dict[int, list[int]]:
     return groups
 
 
-def _prompt(
+def prompt_of(
     pose: PoseSequence, frame: int, person: int, height: int, width: int
 ) -> tuple[list[float], list[list[float]]]:
     """Box (x1, y1, x2, y2) and four points (x, y) in pixels: trunk joints, which lie on a body and not beside it."""
