@@ -13,10 +13,19 @@ from torch import Tensor
 
 
 def warp(
-    pictures_NCHW: Tensor, matrix_N23: Tensor, height: int, width: int, fill: float = 0.0, *, mode: str = "bilinear",
+    pictures_NCHW: Tensor,
+    matrix_N23: Tensor,
+    height: int,
+    width: int,
+    *,
+    mode: str = "bilinear",
     padding: str = "zeros",
-) -> Tensor:  # fmt: skip
-    """Samples [N, C, height, width]; the matrices take output pixels to input pixels, whole numbers at centres."""
+    bend_NHW2: Tensor | None = None,
+) -> Tensor:
+    """Samples [N, C, height, width]; the matrices take output pixels to input pixels, whole numbers at centres.
+
+    `bend` moves each sample further, in input pixels.
+    """
     count, _, rows, columns = pictures_NCHW.shape
     device = pictures_NCHW.device
     y, x = torch.meshgrid(
@@ -26,11 +35,17 @@ def warp(
     )
     spots = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)
     source = torch.einsum("kc,nrc->nkr", spots, matrix_N23).view(count, height, width, 2)
+    if bend_NHW2 is not None:
+        source = source + bend_NHW2
     size = torch.tensor([columns, rows], device=device, dtype=torch.float32)
     grid = (2 * source + 1) / size - 1
-    moved = pictures_NCHW - fill if fill else pictures_NCHW
-    sampled = F.grid_sample(moved, grid, mode=mode, padding_mode=padding, align_corners=False)
-    return sampled + fill if fill else sampled
+    return F.grid_sample(pictures_NCHW, grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def enlargement(matrix_N23: Tensor) -> Tensor:
+    """[N], how many input pixels an output pixel's side spans."""
+    a, b, c, d = matrix_N23[:, :, :2].reshape(-1, 4).unbind(-1)
+    return (a * d - b * c).abs().sqrt()
 
 
 def uniform(count: int, low: float, high: float, like: Tensor) -> Tensor:

@@ -65,8 +65,9 @@ def leaves(rng: np.random.Generator, side: int) -> Picture:
     picture = np.empty((side, side, 3), np.float32)
     picture[:] = palette[0]
     picture += _ramp(rng, side)
-    count = int(np.exp(rng.uniform(np.log(8), np.log(160))))
-    sizes = np.sort(0.03 * (1 - rng.uniform(0, 0.985, count)) ** -0.9)[::-1] * side
+    count = int(np.exp(rng.uniform(np.log(8), np.log(500))))
+    # From boards and walls to foliage: the smallest and how fast large ones become rare.
+    sizes = np.sort(rng.uniform(0.008, 0.04) * (1 - rng.uniform(0, 0.99, count)) ** -rng.uniform(0.5, 1.0))[::-1] * side
     for index, size in enumerate(np.minimum(sizes, 0.6 * side)):
         colour = palette[int(rng.integers(len(palette)))] * rng.uniform(0.75, 1.2) + rng.normal(0, 6, 3)
         _leaf(rng, picture, float(size), colour)

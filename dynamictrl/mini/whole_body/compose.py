@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamictrl.mini.marionettes.figure import CODES
-from dynamictrl.mini.whole_body.augment import chance, uniform, warp
+from dynamictrl.mini.whole_body.augment import chance, enlargement, uniform, warp
 from dynamictrl.mini.whole_body.backdrops import noise
 from dynamictrl.mini.whole_body.people import RIM_STEPS
 from dynamictrl.mini.whole_body.stream import Bank
@@ -86,28 +86,43 @@ def show(bank: Bank, wardrobe: Wardrobe, index_N: Tensor, inverse_N23: Tensor, h
     part = bank.kept["part"][index_N][:, None].float()
     rim = bank.kept["rim"][index_N][:, None].float() / RIM_STEPS
     there = (part > 0).float()
-    size_N = inverse_N23[:, :, :2].det().abs().sqrt()
-    layers = _sample(torch.cat([paint * there, there, rim], dim=1), inverse_N23, size_N, height, width)
-    codes = warp(part, inverse_N23, height, width, mode="nearest")[:, 0].long()
+    size_N, detail = enlargement(inverse_N23), bank.kept["paint"].shape[1] / 448
+    bend = _folds(height, width, size_N, detail)
+    layers = _sample(torch.cat([paint * there, there, rim], dim=1), inverse_N23, size_N, bend)
+    codes = warp(part, inverse_N23, height, width, mode="nearest", bend_NHW2=bend)[:, 0].long()
     cover = layers[:, 3:4]
     colour = layers[:, :3] / cover.clamp(min=0.02)
     changed_N = 1 - chance(len(index_N), 0.22, colour)
     family = wardrobe.families[codes]
     colour = _dye(colour, family, changed_N)
     colour = colour * torch.exp(_weave(wardrobe, family, changed_N))
-    colour = colour * _shade(layers[:, 4:], size_N, bank.kept["paint"].shape[1] / 448, changed_N)
+    colour = colour * _shade(layers[:, 4:], size_N, detail, changed_N)
     return Shown(colour.clamp(0, 255), cover)
 
 
-def _sample(layers: Tensor, inverse_N23: Tensor, size_N: Tensor, height: int, width: int) -> Tensor:
+def _sample(layers: Tensor, inverse_N23: Tensor, size_N: Tensor, bend_NHW2: Tensor) -> Tensor:
     """Bilinear samples; figures shown small are averaged first, so that they do not flicker."""
-    full = warp(layers, inverse_N23, height, width)
+    height, width = bend_NHW2.shape[1:3]
+    full = warp(layers, inverse_N23, height, width, bend_NHW2=bend_NHW2)
     if not bool((size_N > 2.2).any()):
         return full
     quarter = inverse_N23 / 4
     quarter[:, :, 2] -= 0.375
-    small = warp(F.avg_pool2d(layers, 4), quarter, height, width)
+    small = warp(F.avg_pool2d(layers, 4), quarter, height, width, bend_NHW2=bend_NHW2 / 4)
     return torch.where(size_N.view(-1, 1, 1, 1) > 2.2, small, full)
+
+
+def _folds(height: int, width: int, size_N: Tensor, detail: float) -> Tensor:
+    """Small random displacements [N, H, W, 2] in canvas pixels: contours that no ruler drew.
+
+    At most about a hundredth of the figure's height, less than a joint's truth is good for.
+    """
+    count = len(size_N)
+    cells = int(torch.randint(6, 28, ()))
+    coarse = torch.randn(count, 2, cells, max(round(cells * width / height), 2), device=size_N.device)
+    field = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    reach = uniform(count, 0, 4.5, size_N) * detail * chance(count, 0.6, size_N)
+    return (field.clamp(-2, 2) * reach.view(-1, 1, 1, 1)).permute(0, 2, 3, 1)
 
 
 def _pick(table_NK: Tensor, family_NHW: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def draw_people(rng: np.random.Generator, count: int, height: int, width: int) -
     light = (float(np.cos(angle)), float(np.sin(angle)))
     view = View(np.full(count, 400.0), np.zeros((count, 2)), light)
     parts = figure_parts(who, body, view, motion)
+    _tailor(rng, parts)
     points, facing = keypoints_of(who, body, view, motion)
     scale_F, move_F2, boxes = _fit(parts, height, width)
     points = points * scale_F[:, None, None] + move_F2[:, None]
@@ -83,6 +84,7 @@ def vary_character(rng: np.random.Generator) -> Character:
         hip=float(rng.uniform(0.050, 0.078)),
         head=float(rng.uniform(0.74, 1.24)),
         leg=float(rng.uniform(0.86, 1.12)),
+        bottom="skirt" if rng.uniform() < 0.07 else who.bottom,
     )
 
 
@@ -121,6 +123,14 @@ def _look_from_elsewhere(rng: np.random.Generator, body: Body, count: int) -> No
     body.joints = {name: turned(where) for name, where in body.joints.items()}
     body.fingers = {side: turned(where) for side, where in body.fingers.items()}
     body.turns = {name: turn @ old for name, old in body.turns.items()}
+
+
+def _tailor(rng: np.random.Generator, parts: list[Part]) -> None:
+    """Skirts from short to floor-long and from narrow to wide."""
+    size = np.array([rng.uniform(0.95, 1.7), rng.uniform(0.7, 2.1)])
+    for layer in (layer for part in parts if part.name == "skirt" for layer in part.layers):
+        waist = np.stack([layer.points[..., 0].mean(axis=1), layer.points[..., 1].min(axis=1)], axis=-1)[:, None]
+        layer.points = waist + (layer.points - waist) * size
 
 
 def _fit(parts: list[Part], height: int, width: int) -> tuple[Array, Array, Array]:

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamictrl.mini.whole_body.augment import chance, damage, uniform
+from dynamictrl.mini.whole_body.augment import chance, damage, enlargement, uniform
 from dynamictrl.mini.whole_body.compose import Shown, Wardrobe, backdrops, shadows, show, things
 from dynamictrl.mini.whole_body.pose_model import HEIGHT, WIDTH
 from dynamictrl.mini.whole_body.stream import Bank
 
 _BODY_AND_FEET = 23
+_NOBODY = 0.07
+"""Share of crops without anyone."""
 _HIDDEN, _HIDDEN_DETAIL = 0.5, 0.2
 """As `marionettes/truth.py` scores what cannot be seen."""
 
@@ -30,10 +32,13 @@ def crops_of(bank: Bank, wardrobe: Wardrobe, count: int) -> tuple[Tensor, Tensor
     crops = things(bank, count, HEIGHT, WIDTH, 0.4, 0.9).over(backdrops(bank, count, HEIGHT, WIDTH))
     floor = torch.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3] - 0.02 * (boxes[:, 3] - boxes[:, 1])], dim=-1)
     feet = torch.einsum("nij,nj->ni", forward[:, :, :2], floor) + forward[:, :, 2]
-    crops = shadows(crops, feet, (boxes[:, 3] - boxes[:, 1]) * forward[:, :, :2].det().abs().sqrt(), 0.5)
+    crops = shadows(crops, feet, (boxes[:, 3] - boxes[:, 1]) / enlargement(inverse), 0.5)
     other, behind = _other_person(bank, wardrobe, boxes, inverse)
-    crops = person.over(torch.lerp(crops, other.colour, other.cover * behind))
-    before = other.cover * (1 - behind)
+    # A detector errs, so some crops show nobody, and no joint of theirs is to be seen.
+    there = 1 - chance(count, _NOBODY, boxes).view(-1, 1, 1, 1)
+    crops = torch.lerp(crops, other.colour, other.cover * behind * there)
+    crops = torch.lerp(crops, person.colour, person.cover * there)
+    before = other.cover * (1 - behind) * there
     crops = torch.lerp(crops, other.colour, before)
     for share, most in ((0.3, 0.5), (0.2, 1.6)):
         thing = things(bank, count, HEIGHT, WIDTH, share, most)
@@ -41,7 +46,7 @@ def crops_of(bank: Bank, wardrobe: Wardrobe, count: int) -> tuple[Tensor, Tensor
     seen = torch.einsum("nij,nkj->nki", forward[:, :, :2], points - 0.5) + forward[:, None, :, 2]
     scores = _hide(scores, before, seen)
     outside = (points < frames[:, None, :2]).any(-1) | (points > frames[:, None, 2:]).any(-1)
-    return _cut(damage(crops), frames, inverse), seen, scores * ~outside
+    return _cut(damage(crops), frames, inverse), seen, scores * ~outside * there.view(-1, 1)
 
 
 def _stretched(bank: Bank, index_N: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,9 +90,9 @@ def crop_matrices(boxes: Tensor) -> tuple[Tensor, Tensor]:
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     size = (boxes[:, 2:] - boxes[:, :2]) * 1.25
     height = torch.maximum(size[:, 1], size[:, 0] * HEIGHT / WIDTH)
-    jitter = torch.empty(count, 2, device=boxes.device).uniform_(-0.09, 0.09)
+    jitter = torch.empty(count, 2, device=boxes.device).uniform_(-0.11, 0.11)
     centre = centre + jitter * height[:, None] * torch.tensor([WIDTH / HEIGHT, 1.0], device=boxes.device)
-    height = height * torch.exp(uniform(count, -0.22, 0.28, boxes))
+    height = height * torch.exp(uniform(count, -0.25, 0.34, boxes))
     angle = uniform(count, -0.5, 0.5, boxes) * chance(count, 0.45, boxes)
     scale = height / HEIGHT
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1).view(-1, 2, 2)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dynamictrl.mini.whole_body.compose import Wardrobe
-from dynamictrl.mini.whole_body.held_out import held_out_scenes
+from dynamictrl.mini.whole_body.held_out import Batch, held_out_scenes
 from dynamictrl.mini.whole_body.onnx_files import write_onnx
 from dynamictrl.mini.whole_body.pose_model import HEIGHT, WIDTH, MiniPose, normalise, pose_loss
 from dynamictrl.mini.whole_body.pose_pictures import crops_of
@@ -35,11 +35,13 @@ def network(model: MiniPose) -> Network:
     return run
 
 
-def train(settings: Settings) -> tuple[MiniPose, Outcome]:
-    """Trains until the seconds are used up and returns the averaged weights."""
+def train(settings: Settings, scenes: list[Batch]) -> tuple[MiniPose, Outcome]:
+    """Trains until the seconds are used up and returns the averaged weights.
+
+    Some of the held-out `scenes` are measured on the way.
+    """
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
-    scenes = held_out_scenes(min(settings.held_out, 16), 0, settings.workers)
     feeder = Feeder(stream(FigureStream(settings.seed, CANVAS), settings.workers))
     bank, wardrobe = Bank(settings.kept, max(settings.kept // 4, 8), device), Wardrobe.make(device)
     model = MiniPose().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -52,7 +54,7 @@ def train(settings: Settings) -> tuple[MiniPose, Outcome]:
         return pose_loss(model, crops, points, scores)
 
     def measure(average: MiniPose) -> Quality:
-        return pose_quality(network(average), scenes)
+        return pose_quality(network(average), scenes[:16])
 
     trained = fit(model, loss, bank, feeder, settings, measure)
     feeder.end()
@@ -75,9 +77,10 @@ def export(model: MiniPose, path: Path) -> None:
 def main() -> None:
     """Reads the command line, trains, writes the ONNX file, and measures that file on held-out marionettes."""
     out, settings = read_command(__doc__, DEFAULTS)
-    model, outcome = train(settings)
-    export(model, out / FILE)
+    # Drawn first: processes are forked safely only while this one has a single thread.
     scenes = held_out_scenes(settings.held_out, 0, settings.workers)
+    model, outcome = train(settings, scenes)
+    export(model, out / FILE)
     write_record(out / "pose.json", settings, outcome, pose_quality(onnx_network(out / FILE), scenes))
 
 

@@ -63,8 +63,8 @@ def test_a_full_bank_forgets_its_oldest_drawings():
 
 def test_crops_show_the_person_where_the_joints_say(bank, wardrobe):
     torch.manual_seed(0)
-    crops, points, scores = crops_of(bank, wardrobe, 16)
-    assert crops.shape == (16, 3, HEIGHT, WIDTH)
+    crops, points, scores = crops_of(bank, wardrobe, 8)
+    assert crops.shape == (8, 3, HEIGHT, WIDTH)
     assert 0 <= float(crops.min()) <= float(crops.max()) <= 255.5
     inside = (points[..., 0] >= 0) & (points[..., 0] < WIDTH) & (points[..., 1] >= 0) & (points[..., 1] < HEIGHT)
     assert inside[scores > 0.9].float().mean() > 0.9
@@ -90,14 +90,20 @@ def test_a_training_crop_is_what_the_runner_would_cut():
 
 def test_boxes_of_composed_pictures_lie_in_the_frame(bank, wardrobe):
     torch.manual_seed(0)
-    pictures, boxes, ignored = pictures_of(bank, wardrobe, 24)
-    assert pictures.shape == (24, 3, 320, 320)
+    pictures, boxes, ignored = pictures_of(bank, wardrobe, 12)
+    assert pictures.shape == (12, 3, 320, 320)
     shown = boxes[boxes[..., 2] > 0]
-    assert 12 < len(shown) < 60
+    assert 5 < len(shown) < 36
     assert float(boxes.min()) >= 0
     assert float(boxes.max()) <= 640
     both = (boxes[..., 2] > 0) & (ignored[..., 2] > 0)
     assert not both.any()
+
+
+def test_some_crops_show_nobody_and_want_no_joint(bank, wardrobe):
+    torch.manual_seed(2)
+    counts = torch.cat([(crops_of(bank, wardrobe, 8)[2] > 0).sum(dim=1) for _ in range(3)])
+    assert 0 < (counts == 0).sum() < 12
 
 
 def test_pictures_asked_for_without_people_have_no_boxes(bank, wardrobe):
@@ -132,17 +138,17 @@ def test_a_more_cautious_detector_scores_lower():
 
 def test_the_pose_model_learns_one_batch_by_heart(bank, wardrobe):
     torch.manual_seed(0)
-    crops, points, scores = crops_of(bank, wardrobe, 4)
+    crops, points, scores = crops_of(bank, wardrobe, 2)
     model, crops = MiniPose(token=32), normalise(crops)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(10):
+    for _ in range(6):
         loss = pose_loss(model, crops, points, scores)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_a_run_stops_at_its_steps_and_returns_averaged_weights():
