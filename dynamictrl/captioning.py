@@ -26,6 +26,8 @@ _REFUSAL = re.compile(
 )
 # The same few characters to the same few sentences, four times in a row.
 _LOOP = re.compile(r"(.{2,160}?)\1{3,}", re.DOTALL)
+_LEAST_TOKENS = 128
+"""Of a frame: what qwen-vl-utils enlarges smaller frames to, unless told otherwise."""
 _LONG, _LEAST_DISTINCT = 40, 0.3
 
 
@@ -56,6 +58,7 @@ class Qwen2VLCaptioner:
     ):
         """`folder`: local folder or hub id; `max_frames`: frames shown, spread over the clip; `max_pixels`: of each.
 
+        The folder's own preparation may set smaller limits.
         Raises CheckpointError where the weights cannot be had, InputError for a setting out of range.
         """
         if min(max_new_tokens, max_frames) < 1:
@@ -71,10 +74,16 @@ class Qwen2VLCaptioner:
         path = resolve(folder, ("config.json", "*.safetensors"))
         self.model_id = str(folder)
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
-        self.max_frames, self.max_pixels = max_frames, max_pixels
         self.device = device
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.preparation: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
+        shown: Any = self.preparation.video_processor
+        # A model made for fewer or smaller frames says so in its folder.
+        self.max_frames = min(max_frames, shown.max_frames)
+        self.max_pixels = min(max_pixels, shown.size["longest_edge"])
+        self._min_pixels: int = shown.size["shortest_edge"]
+        # qwen-vl-utils knows tokens of 2 x 2 patches only, and counts in such patches.
+        self._patch = shown.patch_size * shown.merge_size // 2
         model: Any = Qwen2VLForConditionalGeneration.from_pretrained(path, local_files_only=True, dtype=dtype)
         self.model = model.to(device).eval()
 
@@ -99,10 +108,12 @@ class Qwen2VLCaptioner:
         chosen = np.linspace(0, len(frames) - 1, min(len(frames), self.max_frames)).round().astype(int)
         # Decoded by us: qwen-vl-utils would read the file again, without its rotation and time stamps.
         shown = [Image.fromarray(frames[index]) for index in chosen]
-        video = {"type": "video", "video": shown, "max_pixels": self.max_pixels}
+        video: dict[str, Any] = {"type": "video", "video": shown, "max_pixels": self.max_pixels}
+        if self.max_pixels < _LEAST_TOKENS * (2 * self._patch) ** 2:
+            video["min_pixels"] = min(self._min_pixels, self.max_pixels)
         messages = [{"role": "user", "content": [video, {"type": "text", "text": self.prompt}]}]
         text = self.preparation.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images, videos = process_vision_info(messages)[:2]
+        images, videos = process_vision_info(messages, image_patch_size=self._patch)[:2]
         inputs = self.preparation(
             text=[text], images=images, videos=videos, do_sample_frames=False, padding=True, return_tensors="pt"
         )
