@@ -53,10 +53,11 @@ def from_driving_video(
     """Finds the poses of the persons in `video` and moves them onto the persons of `image`.
 
     `alignment` says how (`pose_alignment.align`): "limbs" by default, "released" with the released style of drawing.
-    `fps` is the rate of the result; the video is resampled to it by its time stamps (None keeps the video's own).
+    The released style begins with the image's own pose, as the published inference does, and takes one frame less of
+    the video. `fps` is the rate of the result; the video is resampled to it by its time stamps (None keeps its own).
     Raises InputError: "no_person_in_image", "no_person_in_video", "no_single_person", "too_few_frames".
     """
-    index, rate = frames_at(video, num_frames, fps)
+    index, rate = frames_at(video, num_frames - (style == "released"), fps)
     picture = np.asarray(cover_crop(image.convert("RGB"), height, width))
     reference = estimator(picture[None])
     # A slow video resampled to a high rate repeats frames: each is looked at once.
@@ -74,7 +75,10 @@ def from_driving_video(
         logger.warning(
             "a person was found in %.0f %% of the driving frames; the others are driven by nothing", 100 * seen
         )
-    return Driving(draw_pose(aligned, height, width, style=style), rate)
+    drawn = draw_pose(aligned, height, width, style=style)
+    if style == "released":
+        drawn = np.concatenate([draw_pose(reference.frames(slice(0, 1)), height, width, style=style), drawn])
+    return Driving(drawn, rate)
 
 
 def from_pose_video(video: Video, *, height: int, width: int, num_frames: int, fps: float | None) -> Driving:

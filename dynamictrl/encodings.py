@@ -31,7 +31,8 @@ class Encodings:
     video: Tensor
     """[M, F, H, W], the VAE's posterior, not scaled."""
     pose: Tensor
-    """[M, F, H, W], of the drawn poses."""
+    """[M, F, H, W], of the drawn poses; uint8 [3, frames, height, width], the drawing itself, where an expert encoder
+    learns (`dynamictrl.pose_encoder`)."""
     reference: Tensor
     """[M, 1, H, W], of the reference image, without noise."""
     reference_pixels: Tensor

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dynamictrl.errors import ConfigError
 from dynamictrl.latents import pad_front, padding
+from dynamictrl.pose_encoder import PoseEncodedTransformer
 from dynamictrl.positions import rotary_positions
 
 OFS = 2.0
@@ -106,12 +107,15 @@ def training_loss(
 
     The three latents are BFCHW and scaled (`latents.encode`, `conditioning.reference_latents`), `prompt_embeds`
     [B, text tokens, text width], `timesteps` int64 [B], `noise` of `noise_for`'s shape. On a 1.5 base an odd count of
-    latent frames is padded here. `dtype` is what the transformer computes in (its weights' own by default).
+    latent frames is padded here. A `PoseEncodedTransformer` is given pose pixels BCFHW in place of latents. `dtype` is
+    what the transformer computes in (its weights' own by default).
     """
     model = unwrap(transformer)
     config: Mapping[str, Any] = model.config  # pyright: ignore[reportAssignmentType]
     dtype = dtype or next(p for p in model.parameters() if p.is_floating_point()).dtype
-    video, image, pose = (pad_front(x, config["patch_size_t"]) for x in (video_latents, image_latents, pose_latents))
+    video, image = (pad_front(x, config["patch_size_t"]) for x in (video_latents, image_latents))
+    encodes = isinstance(model, PoseEncodedTransformer)
+    pose = pose_latents if encodes else pad_front(pose_latents, config["patch_size_t"])
     if noise.shape != video.shape:
         raise ConfigError(
             f"the noise has shape {tuple(noise.shape)} and the padded latents {tuple(video.shape)}: draw it with "

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamictrl import conditioning, encodings, latents, objective
@@ -36,7 +38,7 @@ class Batch:
     image: Tensor
     """[B, F, C, H, W], the reference in the first frame; zeros where it is dropped."""
     pose: Tensor
-    """[B, F, C, H, W], scaled."""
+    """[B, F, C, H, W], scaled; pixels [B, 3, frames, height, width] in [-1, 1] for an expert pose encoder."""
     prompt: Tensor
     """[B, L, D]."""
     noise: Tensor
@@ -104,26 +106,34 @@ class EncodingCache:
 class FrozenModels:
     """The VAE and the text encoder, which training uses and never changes."""
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, prompts: conditioning.PromptEncoder, image_scale: float):
-        """`image_scale` is `latents.image_latent_scale`'s."""
+    def __init__(
+        self,
+        vae: AutoencoderKLCogVideoX,
+        prompts: conditioning.PromptEncoder,
+        image_scale: float,
+        *,
+        encodes_pose: bool = True,
+    ):
+        """`image_scale` is `latents.image_latent_scale`'s; `encodes_pose` off leaves poses to an expert encoder."""
         self.vae = vae
         self.prompts = prompts
         self.scale = float(vae.config["scaling_factor"])
         self.image_scale = image_scale
+        self.encodes_pose = encodes_pose
 
     def encode(self, pixels: WindowPixels) -> Encodings:
         """Encodings of one window, in host memory."""
-        video, pose, image = (
-            encodings.posterior(self.vae, conditioning.to_pixels(frames))[0].cpu()
-            for frames in (pixels.video, pixels.pose, pixels.reference[None])
-        )
+        pose = torch.tensor(pixels.pose).permute(3, 0, 1, 2).contiguous()
         return Encodings(
-            video=video,
-            pose=pose,
-            reference=image,
+            video=self._posterior(pixels.video),
+            pose=self._posterior(pixels.pose) if self.encodes_pose else pose,
+            reference=self._posterior(pixels.reference[None]),
             reference_pixels=torch.tensor(pixels.reference).permute(2, 0, 1).contiguous(),
             prompt=self.prompts([pixels.caption])[0].cpu(),
         )
+
+    def _posterior(self, frames_FHWC: NDArray[np.uint8]) -> Tensor:
+        return encodings.posterior(self.vae, conditioning.to_pixels(frames_FHWC))[0].cpu()
 
 
 class Loader:
@@ -199,14 +209,18 @@ class Collator:
     def _one(self, draw: Draw, encoded: Encodings) -> tuple[Tensor, ...]:
         # A CPU generator, drawn from in a fixed order: a seed means the same noise on every device.
         generator = torch.Generator().manual_seed(draw.noise_seed)
-        video, pose = (
-            self._posterior(moments, generator) * self._frozen.scale for moments in (encoded.video, encoded.pose)
-        )
+        video = self._posterior(encoded.video, generator) * self._frozen.scale
+        pose = self._pose(encoded.pose, generator)
         reference = self._reference(draw, encoded, generator)
         image = torch.cat([reference, torch.zeros_like(video[:, 1:])], dim=1)
         prompt = self._frozen.prompts.empty if draw.drops_caption else encoded.prompt[None]
         noise = objective.noise_for(video.cpu(), self._patch_size_t, generator)
         return video, image, pose, prompt.to(self._device), noise.to(self._device)
+
+    def _pose(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        if self._frozen.encodes_pose:
+            return self._posterior(encoded, generator) * self._frozen.scale
+        return encoded[None].to(self._device).float() / 127.5 - 1
 
     def _reference(self, draw: Draw, encoded: Encodings, generator: torch.Generator) -> Tensor:
         moments = encoded.reference

@@ -188,6 +188,9 @@ def export(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run
     folder = RunFolder(run.out).model
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    if pipeline.pose_encoder is not None:
+        pipeline.pose_encoder.load_state_dict(_under("pose_encoder.", weights))
+        weights = _under("transformer.", weights)
     pipeline.transformer = _whole_transformer(pipeline, weights)
     pipeline.save_pretrained(temporary)
     (temporary / "README.md").write_text(model_card(run, facts), encoding="utf-8")
@@ -195,6 +198,11 @@ def export(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
+
+
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of one part of `pose_encoder.PoseEncodedTransformer`."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _whole_transformer(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
@@ -230,6 +238,7 @@ Animates the person of a reference image with the poses of a driving video, unde
 |---|---|
 | base | {recipe.model.base} |
 | pose control | {recipe.model.pose_control} |
+| pose encoding | {recipe.model.pose_encoding} |
 | clips | {clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} frames per second |
 | steps x batch | {recipe.optimization.steps} x {recipe.optimization.batch_size} |
 | learning rate | {recipe.optimization.learning_rate:g} |

@@ -48,7 +48,7 @@ class Model:
     """What is fine-tuned."""
 
     base: str = "zai-org/CogVideoX1.5-5B-I2V"
-    """Weights to start from: a DynamiCtrl or CogVideoX folder, its hub id, or `mini/base`."""
+    """Weights to start from: a DynamiCtrl or a plain CogVideoX folder, its hub id, or `mini/base`."""
     pose_control: PoseControl = "padaln"
     """How the pose enters the transformer (Table 4 of the paper)."""
     pose_encoding: PoseEncoding = "shared_vae"

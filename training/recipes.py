@@ -32,8 +32,28 @@ def cross_attention() -> Recipe:
 
 
 def direct_addition() -> Recipe:
-    """The paper's baseline: pose tokens added to the video tokens once, before the blocks."""
+    """The paper's baseline structure: pose tokens added to the video tokens once, before the blocks."""
     return _with_control("direct_addition")
+
+
+def padaln_residual() -> Recipe:
+    """Equation 4 as its words say: the gated pose is added to the pose stream, which the released code replaces."""
+    return _with_control("padaln_residual")
+
+
+def expert_encoder() -> Recipe:
+    """Table 5: an expert encoder of the poses learns beside the transformer, in the shared VAE's stead."""
+    return _with_expert(dynamictrl_5b())
+
+
+def baseline_5b() -> Recipe:
+    """Table 2, Baseline-5B: no captions, an expert pose encoder, pose tokens added once before the blocks."""
+    return _baseline(dynamictrl_5b())
+
+
+def baseline_2b() -> Recipe:
+    """Table 2, Baseline-2B."""
+    return _baseline(dynamictrl_2b())
 
 
 def non_text_stage_1() -> Recipe:
@@ -46,6 +66,11 @@ def non_text_stage_2() -> Recipe:
     """Table 4, Non-text, second stage: pose control without captions; give `--base STAGE_1_RUN/model`."""
     five = dynamictrl_5b()
     return replace(five, model=replace(five.model, fresh_pose=True), clips=replace(five.clips, caption_dropout=1.0))
+
+
+def non_text_expert_stage_2() -> Recipe:
+    """Table 5, Non-text with an expert encoder, second stage; the first is the shared VAE's."""
+    return _with_expert(non_text_stage_2())
 
 
 def masked_background() -> Recipe:
@@ -110,6 +135,15 @@ def _with_control(pose_control: PoseControl) -> Recipe:
     return replace(five, model=replace(five.model, pose_control=pose_control))
 
 
+def _with_expert(recipe: Recipe) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, pose_encoding="expert"))
+
+
+def _baseline(recipe: Recipe) -> Recipe:
+    model = replace(recipe.model, pose_control="direct_addition", pose_encoding="expert")
+    return replace(recipe, model=model, clips=replace(recipe.clips, caption_dropout=1.0))
+
+
 def _with_mask(region: Masked) -> Recipe:
     five = dynamictrl_5b()
     return replace(five, clips=replace(five.clips, masked_reference=region))
@@ -121,8 +155,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "dynamictrl-5b-unified-tokens": unified_tokens,
     "dynamictrl-5b-cross-attention": cross_attention,
     "dynamictrl-5b-direct-addition": direct_addition,
+    "dynamictrl-5b-padaln-residual": padaln_residual,
+    "dynamictrl-5b-expert-encoder": expert_encoder,
     "dynamictrl-5b-non-text-stage-1": non_text_stage_1,
     "dynamictrl-5b-non-text-stage-2": non_text_stage_2,
+    "dynamictrl-5b-non-text-expert-stage-2": non_text_expert_stage_2,
+    "baseline-5b": baseline_5b,
+    "baseline-2b": baseline_2b,
     "dynamictrl-5b-masked-background": masked_background,
     "dynamictrl-5b-masked-clothes": masked_clothes,
     "mini": mini,

@@ -9,6 +9,7 @@ import torch
 
 from dynamictrl import weights
 from dynamictrl.base_weights import from_base
+from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
 from training.config import Model, Recipe
 
 if TYPE_CHECKING:
@@ -35,11 +36,31 @@ def load(recipe: Recipe) -> DynamiCtrlPipeline:
     torch.manual_seed(recipe.seed)
     transformer = _transformer(folder, recipe.model, dtype)
     pipeline = DynamiCtrlPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=dtype)
+    pipeline.register_modules(pose_encoder=_pose_encoder(pipeline, recipe.model, dtype))
     if pipeline.scheduler.config.get("_class_name") != "CogVideoXDPMScheduler":
         pipeline.scheduler = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     for frozen in (pipeline.vae, pipeline.text_encoder):
         frozen.requires_grad_(False).eval()
     return pipeline
+
+
+def _pose_encoder(pipeline: DynamiCtrlPipeline, model: Model, dtype: torch.dtype) -> PoseEncoder | None:
+    """The expert encoder, where the run has one: the base's, or a fresh one."""
+    if model.pose_encoding != "expert":
+        return None
+    encoder = pipeline.pose_encoder
+    if model.fresh_pose or not isinstance(encoder, PoseEncoder):
+        encoder = PoseEncoder(latent_channels=pipeline.transformer.config["out_channels"])
+    torch.nn.Module.to(encoder, dtype)
+    return encoder.requires_grad_(True).train()
+
+
+def learner(pipeline: DynamiCtrlPipeline, device: torch.device) -> torch.nn.Module:
+    """What a run trains, as one module: the transformer, with its expert pose encoder where there is one."""
+    transformer = pipeline.transformer.to(device)
+    if pipeline.pose_encoder is None:
+        return transformer
+    return PoseEncodedTransformer(transformer, pipeline.pose_encoder.to(device))
 
 
 def quiet_loading() -> None:

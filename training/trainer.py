@@ -51,8 +51,8 @@ def train(run: Run, callbacks: Sequence[Callback] = (), report: Report | None = 
 def index_of(run: Run) -> Index:
     """The clips that a run trains on, with precomputed encodings where they are of its own base and sizes."""
     index = build_index(run.data, run.recipe.clips)
-    if not index.has_encodings:
-        return index
+    if not index.has_encodings or run.recipe.model.pose_encoding == "expert":
+        return index  # encodings hold the VAE's view of the poses, which an expert encoder has no use for
     base, clips = resolve(run.recipe.model.base), run.recipe.clips
     encoded_by = EncodedBy(
         Order(run.recipe.seed, clips, index.entries).window(0),
@@ -73,15 +73,15 @@ class Trainer:
         self._folder = RunFolder(run.out)
         self._index = index_of(run)
         self._pipeline = starting_weights.load(recipe)
-        transformer = self._pipeline.transformer.to(place.device)
-        self._config = dict(transformer.config)
+        learner = starting_weights.learner(self._pipeline, place.device)
+        self._config = dict(self._pipeline.transformer.config)
         self._frozen = self._frozen_models()
         order = Order(recipe.seed, recipe.clips, self._index.entries)
         shared = self._folder.encodings if recipe.clips.share_encodings else None
         self._loader = Loader(order, self._frozen, recipe.clips, shared)
         self._collate = Collator(self._frozen, recipe.clips, self._config["patch_size_t"], place.device)
         self._schedule = Schedule.from_scheduler(self._pipeline.scheduler)
-        self._engine = parallel.make_engine(transformer, recipe)
+        self._engine = parallel.make_engine(learner, recipe)
         self._device_name = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu"
 
     def _frozen_models(self) -> FrozenModels:
@@ -89,7 +89,8 @@ class Trainer:
         length = self._config["max_text_seq_length"]
         prompts = PromptEncoder(pipeline.tokenizer, pipeline.text_encoder.to(device), length)
         vae = pipeline.vae.to(device)
-        return FrozenModels(vae, prompts, image_scale(vae, pipeline.config["image_latent_rule"]))
+        scale = image_scale(vae, pipeline.config["image_latent_rule"])
+        return FrozenModels(vae, prompts, scale, encodes_pose=pipeline.pose_encoder is None)
 
     def run(self) -> Path:
         """All steps that are left, then the export."""

@@ -77,6 +77,19 @@ def test_the_drawn_person_stands_where_the_image_has_one_and_walks_as_the_video_
     assert moved == pytest.approx(40, abs=2)
 
 
+def test_the_released_style_begins_with_the_images_own_pose_and_lags_the_video_by_one():
+    size = {"height": 192, "width": 128, "fps": None, "style": "released"}
+    video, image = video_of(walking_box(21)), person_image()
+    made = from_driving_video(video, image, find_bright_box, num_frames=21, **size).pose_video
+    assert made.shape == (21, 192, 128, 3)
+    own = draw_pose(find_bright_box(np.asarray(image)[None]), 192, 128, style="released")
+    assert np.array_equal(made[0], own[0])
+    steps = [middle_of_mass(frame) for frame in made[1:]]
+    assert np.diff(steps) == pytest.approx(2, abs=0.5)  # twenty frames of the video from its first on
+    twenty = video_of(walking_box(20))
+    assert np.array_equal(made, from_driving_video(twenty, image, find_bright_box, num_frames=21, **size).pose_video)
+
+
 def test_frames_are_chosen_by_their_times():
     times = np.array([0, 0.1, 0.5, 0.6])
     video = Video(np.zeros((4, 8, 8, 3), np.uint8), 5.0, times)
