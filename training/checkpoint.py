@@ -153,7 +153,14 @@ def save(engine: DeepSpeedEngine, run_folder: RunFolder, step: int, keep: int) -
             shutil.rmtree(left_over)
         temporary.mkdir(parents=True)
     dist.barrier()
-    engine.save_checkpoint(str(temporary), tag=STATE, client_state={"step": step}, save_latest=False)
+    # What a LoRA run leaves alone is in its base.
+    engine.save_checkpoint(
+        str(temporary),
+        tag=STATE,
+        client_state={"step": step},
+        save_latest=False,
+        exclude_frozen_parameters=_has_adapter(engine),
+    )
     dist.barrier()
     if dist.get_rank() == 0:
         write_json(temporary / COMPLETE, {"step": step, "workers": dist.get_world_size()})
@@ -175,7 +182,8 @@ def _sync_folder(folder: Path) -> None:
 
 def load(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> int:
     """Puts a checkpoint's weights and optimizer states into the engine; returns the steps done."""
-    found, client_state = engine.load_checkpoint(str(checkpoint.folder), tag=STATE)
+    strict = not _has_adapter(engine)
+    found, client_state = engine.load_checkpoint(str(checkpoint.folder), tag=STATE, load_module_strict=strict)
     if found is None or client_state is None or client_state.get("step") != checkpoint.step:
         raise CheckpointError(
             f"{checkpoint.folder} is damaged; delete it to go on from the one before", code="checkpoint_damaged"
@@ -183,11 +191,20 @@ def load(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> int:
     return checkpoint.step
 
 
+def _has_adapter(engine: DeepSpeedEngine) -> bool:
+    return bool(getattr(engine.module, "peft_config", None))
+
+
 def export(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run, facts: Mapping[str, Any]) -> Path:
-    """Writes `RUN/model` whole or not at all, with its card; `weights` are `parallel.gather_weights`'s."""
+    """Writes `RUN/model` whole or not at all, with its card; `weights` are `parallel.gather_weights`'s.
+
+    A LoRA is fused into the model, and lies beside it as `RUN/model/lora` where it holds all that was learnt.
+    """
     folder = RunFolder(run.out).model
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    if run.recipe.lora.lora_rank:
+        weights = _take_adapter(pipeline, weights, run, temporary)
     if pipeline.pose_encoder is not None:
         pipeline.pose_encoder.load_state_dict(_under("pose_encoder.", weights))
         weights = _under("transformer.", weights)
@@ -198,6 +215,16 @@ def export(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
+
+
+def _take_adapter(
+    pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run, folder: Path
+) -> dict[str, Tensor]:
+    from dynamictrl.lora import adapter_weights, fused_weights, save_lora
+
+    if not run.recipe.lora.lora_whole_pose:
+        save_lora(pipeline.transformer, folder / "lora", weights=adapter_weights(weights))
+    return fused_weights(weights, run.recipe.lora.lora_scale)
 
 
 def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -245,7 +272,7 @@ Animates the person of a reference image with the poses of a driving video, unde
 | caption dropout | {recipe.clips.caption_dropout:g} |
 | masked reference | {recipe.clips.masked_reference} |
 | seed | {recipe.seed} |
-{rows}
+{_lora_row(run)}{rows}
 
 ```python
 from dynamictrl import DynamiCtrlPipeline
@@ -256,3 +283,12 @@ frames = pipeline(image=IMAGE, pose_video=POSES, prompt=PROMPT).frames[0]
 
 All settings are in `training.json`. The base's licence holds for these weights too.
 """
+
+
+def _lora_row(run: Run) -> str:
+    lora = run.recipe.lora
+    if not lora.lora_rank:
+        return ""
+    alone = "" if lora.lora_whole_pose else "; alone in `lora/`, for `pipeline.load_lora_weights` on the base"
+    parts = ", ".join(part.replace("_", " ") for part in lora.lora_parts)
+    return f"| LoRA | rank {lora.lora_rank}, scale {lora.lora_scale:g}, on {parts}; fused here{alone} |\n"

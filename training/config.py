@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from dynamictrl.errors import ConfigError
+from training.lora import Lora
 
 PoseControl = Literal["padaln", "padaln_residual", "cross_attention", "unified_tokens", "direct_addition"]
 PoseEncoding = Literal["shared_vae", "expert"]
@@ -193,6 +194,7 @@ class Recipe:
     seed: int = 42
     """Everything random is drawn from (seed, global sample index)."""
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     clips: Clips = field(default_factory=Clips)
     optimization: Optimization = field(default_factory=Optimization)
     workers: Workers = field(default_factory=Workers)
@@ -200,6 +202,18 @@ class Recipe:
 
     def __post_init__(self):
         _not_negative(self, "seed")
+        if self.lora.lora_rank and self.model.pose_encoding == "expert":
+            raise ConfigError(
+                "an expert pose encoder learns whole, and a LoRA run trains an adapter alone; leave lora_rank 0",
+                code="setting_conflict",
+                param="lora_rank",
+            )
+        if self.lora.lora_rank and not self.model.learn_pose and "pose_control" in self.lora.lora_parts:
+            raise ConfigError(
+                "lora_parts has pose_control and learn_pose is off; leave one of them",
+                code="setting_conflict",
+                param="lora_parts",
+            )
         per_pass = max(self.workers.num_workers, 1) * self.optimization.micro_batch_size
         if self.optimization.batch_size % per_pass:
             raise ConfigError(

@@ -13,6 +13,7 @@ from training import checkpoint, tracking
 from training.checkpoint import RunFolder
 from training.config import Run
 from training.data import build_index
+from training.lora import check_base
 from training.plan import base_config, check_shape
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def check(run: Run) -> None:
         raise ConfigError(f"--out {run.out} is a file; give a folder", param="out")
     if run.recipe.model.base.startswith("mini/") or Path(run.recipe.model.base).is_dir():
         weights.resolve(run.recipe.model.base, ("model_index.json",))
-    base_config(run.recipe.model.base)
+    config = base_config(run.recipe.model.base)
+    check_base(run.recipe.lora, run.recipe.model, config)
     check_shape(run.recipe.clips.height, run.recipe.clips.width, run.recipe.clips.num_frames)
     checkpoint.check_workers(checkpoint.newest(RunFolder(run.out)), max(run.recipe.workers.num_workers, 1))
 

@@ -52,6 +52,8 @@ class Plan:
     gpu_memory_gib: float
     parameters: int
     pose_parameters: int
+    trained: int
+    """Parameters that learn: all, or a LoRA's."""
     latent_frames: int
     tokens: int
     forward_tflop: float
@@ -85,6 +87,7 @@ class Plan:
         lines = [
             f"base                  {self.base}",
             f"parameters            {self.parameters:,} (pose control {self.pose_parameters:,})",
+            f"of which learn        {self.trained:,}",
             f"latent frames         {self.latent_frames}",
             f"tokens                {self.tokens:,}",
             f"forward pass          {self.forward_tflop:,.2f} TFLOP a sample",
@@ -122,6 +125,7 @@ def plan(
         )
     control = control_parameters(config, recipe.model.pose_control)
     parameters = transformer_parameters(config, recipe.model.pose_control)
+    trained = trained_parameters(recipe, config, parameters)
     frames, tokens = latent_frames(recipe.clips.num_frames, config), video_tokens(recipe, config)
     forward = forward_flop(config, recipe.model.pose_control, tokens, config["max_text_seq_length"]) / 1e12
     samples = recipe.optimization.batch_size // gpus
@@ -131,13 +135,14 @@ def plan(
         gpu_memory_gib=gpu_memory_gib,
         parameters=parameters,
         pose_parameters=control,
+        trained=trained,
         latent_frames=frames,
         tokens=tokens + config["max_text_seq_length"],
         forward_tflop=forward,
-        memory_gb=memory(recipe, config, parameters, tokens + config["max_text_seq_length"], gpus),
+        memory_gb=memory(recipe, config, parameters, trained, tokens + config["max_text_seq_length"], gpus),
         seconds_per_step=3 * forward * samples / (peak_tflops * expected_mfu),
         steps=recipe.optimization.steps,
-        checkpoint_gb=parameters * (14 if recipe.workers.precision == "bf16" else 16) / GB,
+        checkpoint_gb=trained * (14 if recipe.workers.precision == "bf16" else 16) / GB,
     )
 
 
@@ -238,7 +243,23 @@ def forward_flop(config: Mapping[str, Any], pose_control: str, video_tokens: int
     return float(flop)
 
 
-def memory(recipe: Recipe, config: Mapping[str, Any], parameters: int, tokens: int, gpus: int) -> dict[str, float]:
+def trained_parameters(recipe: Recipe, config: Mapping[str, Any], parameters: int) -> int:
+    """How many of a transformer's `parameters` learn, or of a LoRA's on it."""
+    d, lora = _width(config), recipe.lora
+    if not lora.lora_rank:
+        return parameters
+    sides = {"attention": 4 * 2 * d, "feed_forward": 2 * 5 * d, "pose_control": 0}
+    if recipe.model.pose_control.startswith("padaln"):
+        sides["pose_control"] = config["time_embed_dim"] + 3 * d
+    elif recipe.model.pose_control == "cross_attention":
+        sides["pose_control"] = 4 * 2 * d
+    pose = control_parameters(config, recipe.model.pose_control) if lora.lora_whole_pose else 0
+    return config["num_layers"] * lora.lora_rank * sum(sides[part] for part in set(lora.lora_parts)) + pose
+
+
+def memory(
+    recipe: Recipe, config: Mapping[str, Any], parameters: int, trained: int, tokens: int, gpus: int
+) -> dict[str, float]:
     """Decimal GB per GPU by component."""
     stage, weight = recipe.workers.zero_stage, 2 if recipe.workers.precision == "bf16" else 4
     shards = {name: gpus if stage >= least else 1 for name, least in (("weights", 3), ("gradients", 2), ("states", 1))}
@@ -251,8 +272,8 @@ def memory(recipe: Recipe, config: Mapping[str, Any], parameters: int, tokens: i
     frozen = (COGVIDEOX_VAE + T5_XXL_ENCODER) * weight if config["text_embed_dim"] == 4096 else 0
     return {
         "weights": parameters * weight / shards["weights"] / GB,
-        "gradients": parameters * weight / shards["gradients"] / GB,
-        "optimizer": parameters * 12 / shards["states"] / GB,
+        "gradients": trained * weight / shards["gradients"] / GB,
+        "optimizer": trained * 12 / shards["states"] / GB,
         "activations": kept / GB,
         "frozen encoders": frozen / GB,
         "runtime": RUNTIME_GB,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from training.config import Clips, Masked, Model, Optimization, PoseControl, Recipe, Records, Workers
+from training.lora import Lora
 
 
 def dynamictrl_5b() -> Recipe:
@@ -83,6 +84,20 @@ def masked_clothes() -> Recipe:
     return _with_mask("clothes")
 
 
+def dynamictrl_5b_lora() -> Recipe:
+    """A LoRA of rank 64 on the published 5B model, for a person, a style or a kind of motion, on one GPU."""
+    five = dynamictrl_5b()
+    return replace(
+        five,
+        model=replace(five.model, base="gulucaptain/DynamiCtrl"),
+        lora=Lora(lora_rank=64),
+        optimization=replace(
+            five.optimization, steps=2_000, batch_size=4, learning_rate=1e-4, warmup_steps=100, weight_decay=1e-4
+        ),
+        workers=replace(five.workers, num_workers=1),
+    )
+
+
 def mini() -> Recipe:
     """Minutes on two CPU cores: goes on with the shipped mini DynamiCtrl on clips of your own, 2 Ray workers."""
     return Recipe(
@@ -114,6 +129,16 @@ def mini_from_base() -> Recipe:
         start,
         model=replace(start.model, base="mini/base", fresh_pose=True),
         optimization=replace(start.optimization, steps=7_000, learning_rate=1e-3, warmup_steps=100),
+    )
+
+
+def mini_lora() -> Recipe:
+    """Minutes on two CPU cores: a LoRA of rank 8 on the shipped mini DynamiCtrl, pose modulation included."""
+    start = mini()
+    return replace(
+        start,
+        lora=Lora(lora_rank=8, lora_parts=("attention", "feed_forward", "pose_control")),
+        optimization=replace(start.optimization, learning_rate=3e-4),
     )
 
 
@@ -164,7 +189,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "baseline-2b": baseline_2b,
     "dynamictrl-5b-masked-background": masked_background,
     "dynamictrl-5b-masked-clothes": masked_clothes,
+    "dynamictrl-5b-lora": dynamictrl_5b_lora,
     "mini": mini,
+    "mini-lora": mini_lora,
     "mini-from-base": mini_from_base,
     "tiny-on-cpu": tiny_on_cpu,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,7 @@ from dynamictrl import weights
 from dynamictrl.base_weights import from_base
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
 from training.config import Model, Recipe
+from training.lora import Lora
 
 if TYPE_CHECKING:
     from dynamictrl.animation import DynamiCtrlPipeline
@@ -35,6 +36,8 @@ def load(recipe: Recipe) -> DynamiCtrlPipeline:
     dtype = torch.bfloat16 if recipe.workers.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)
     transformer = _transformer(folder, recipe.model, dtype)
+    if recipe.lora.lora_rank:
+        _add_adapter(transformer, recipe.lora, dtype)
     pipeline = DynamiCtrlPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=dtype)
     pipeline.register_modules(pose_encoder=_pose_encoder(pipeline, recipe.model, dtype))
     if pipeline.scheduler.config.get("_class_name") != "CogVideoXDPMScheduler":
@@ -87,3 +90,26 @@ def _transformer(folder: object, model: Model, dtype: torch.dtype) -> DynamiCtrl
         for block in transformer.transformer_blocks:
             block.control_norm1.requires_grad_(False)
     return transformer
+
+
+def _add_adapter(transformer: DynamiCtrlTransformer3DModel, lora: Lora, dtype: torch.dtype) -> None:
+    """Freezes the transformer and puts the recipe's adapter on it; DeepSpeed keeps its float32 weights."""
+    from dynamictrl.lora import add_lora
+
+    add_lora(
+        transformer,
+        rank=lora.lora_rank,
+        alpha=lora.lora_alpha or None,
+        dropout=lora.lora_dropout,
+        parts=lora.lora_parts,
+    )
+    if lora.lora_whole_pose:
+        for name, parameter in transformer.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or _is_pose(name, transformer.config["pose_control"]))
+    moved: Any = transformer
+    moved.to(dtype)
+
+
+def _is_pose(name: str, pose_control: str) -> bool:
+    """Whether a weight is the pose's own; unified tokens have theirs in the patch embedding."""
+    return ".control_norm1." in name or (pose_control == "unified_tokens" and name.startswith("patch_embed.proj"))
