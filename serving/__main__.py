@@ -58,7 +58,7 @@ def up(words: list[str]) -> None:
         from serving.model_source import locate
 
         # On a cluster the model may lie where only the workers can see it.
-        source = locate(service.model)
+        source = locate(service.model, service.transformer)
         note = " (mini: a small model for trying things out)" if source.mini else ""
         print(f"model {source.name} {source.version}{note} from {source.folder}", flush=True)
     _log()

@@ -67,6 +67,11 @@ class Service:
 
     model: str = "models:/dynamictrl@champion"
     """Model folder, hub id, `mini/NAME`, or an MLflow URI (`models:/dynamictrl@champion`; MLFLOW_TRACKING_URI)."""
+    transformer: str = ""
+    """Folder or hub id whose transformer takes the place of the model's own, such as gulucaptain/Dynamictrl-Mask_B01
+    with the folder of its base, zai-org/CogVideoX1.5-5B-I2V, as `model`."""
+    compatibility: Literal["none", "released"] = "none"
+    """`released` renders as the published inference does, its lag of three frames included (docs/method.md)."""
     pose_model: str = "yzd-v/DWPose"
     """Folder, hub id or `mini/NAME` of the DWPose ONNX pair that reads driving videos."""
     data_folder: Path = Path("serving-data")

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from dynamictrl import DynamiCtrlPipeline, conditioning, driving
+from dynamictrl.conventions import Compatibility
 from dynamictrl.errors import ConfigError
 from dynamictrl.images import read_image
 from dynamictrl.video import read_video
@@ -62,19 +63,27 @@ class Engine:
         device: str = "auto",
         dtype: str = "float32",
         threads: int = 0,
+        compatibility: Compatibility = "none",
     ):
-        """Loads the weights; CheckpointError where they cannot be, ConfigError for a GPU that is not there."""
+        """Loads the weights; CheckpointError where they cannot be, ConfigError for a GPU that is not there.
+
+        `compatibility` is the pipeline's; with "released" poses are drawn and aligned as published, too.
+        """
         if threads:
             torch.set_num_threads(threads)
         self.model = model
         self.device = _device(device)
         self._pose_model = pose_model
+        self._compatibility: Compatibility = compatibility
         self._estimator: PoseEstimator | None = None
         if not sys.stderr.isatty():
             diffusers_logging.disable_progress_bar()
             transformers_logging.disable_progress_bar()
         weights_type = getattr(torch, dtype)
-        self.pipeline = DynamiCtrlPipeline.from_pretrained(model.folder, dtype=weights_type, low_cpu_mem_usage=False)
+        lent = {"transformer": model.transformer} if model.transformer else {}
+        self.pipeline = DynamiCtrlPipeline.from_pretrained(
+            model.folder, dtype=weights_type, low_cpu_mem_usage=False, **lent
+        )
         self.pipeline.to(self.device)
         if self.pipeline.transformer.dtype != weights_type:
             # A transformer under its published class name is loaded by another road.
@@ -142,7 +151,8 @@ class Engine:
         shape = {"height": settings.height, "width": settings.width, "num_frames": settings.num_frames, "fps": None}
         if job.pose_video is not None:
             return driving.from_pose_video(video, **shape)
-        return driving.from_driving_video(video, image, self.estimator, **shape)
+        style = "released" if self._compatibility == "released" else "scaled"
+        return driving.from_driving_video(video, image, self.estimator, style=style, **shape)
 
     def _render(
         self, job: AnimationJob, image: Image.Image, pose_video: NDArray[np.uint8], after_step: Callable[..., Any]
@@ -161,6 +171,7 @@ class Engine:
             generator=torch.Generator("cpu").manual_seed(settings.seed),
             output_type="np",
             callback_on_step_end=after_step,
+            compatibility=self._compatibility,
         ).frames[0]
         return (np.clip(frames, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
 

@@ -64,7 +64,7 @@ class Intake:
     def __init__(self, backend: Backend, guard: MediaGuard):
         self.backend = backend
         self.guard = guard
-        self.model = public_name(backend.service.model)
+        self.model = public_name(backend.service.transformer or backend.service.model)
 
     def submit(self, body: Body, sender: Sender) -> tuple[Video, float]:
         """A committed job and how many seconds its sender wants to wait; ApiError or InputError where refused."""

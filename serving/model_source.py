@@ -30,6 +30,8 @@ class ModelSource:
     version: str
     """`NAME/3` from the registry, else a hash of the weights: which model made a clip."""
     mini: bool
+    transformer: Path | None = None
+    """Folder of another transformer that takes the place of the folder's own."""
 
 
 def public_name(model: str) -> str:
@@ -41,14 +43,35 @@ def public_name(model: str) -> str:
     return model if is_name else "dynamictrl"
 
 
-def locate(model: str) -> ModelSource:
-    """Finds, and where need be downloads, a model; raises CheckpointError that says which part is missing."""
+def locate(model: str, transformer: str = "") -> ModelSource:
+    """Finds, and where need be downloads, a model; raises CheckpointError that says which part is missing.
+
+    `transformer` names a folder or hub id whose transformer is taken instead of the model's own: the released masked
+    models are such, and go with the folder of the base that they were trained from.
+    """
     if model.startswith("models:"):
         folder, version = _from_registry(model)
     else:
-        folder, version = weights.resolve(model, ["model_index.json"]), None
+        folder, version = weights.resolve(model), None
     check_folder(folder)
-    return ModelSource(folder, public_name(model), version or weights_hash(folder), is_mini(folder))
+    name, version = public_name(model), version or weights_hash(folder)
+    if not transformer:
+        return ModelSource(folder, name, version, is_mini(folder / "transformer"))
+    lent = _transformer_folder(transformer)
+    return ModelSource(folder, public_name(transformer), f"{version}+{weights_hash(lent)}", is_mini(lent), lent)
+
+
+def _transformer_folder(transformer: str) -> Path:
+    folder = weights.resolve(transformer)
+    folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} holds no transformer (config.json and .safetensors files); name a model folder, or one with a "
+            "transformer's files",
+            code="weights_missing",
+            param="transformer",
+        )
+    return folder
 
 
 def check_folder(folder: Path) -> None:
@@ -79,16 +102,16 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def is_mini(folder: Path) -> bool:
-    """Whether a folder holds one of the small models, by the width of its transformer."""
-    config = json.loads((folder / "transformer" / "config.json").read_text())
+def is_mini(transformer: Path) -> bool:
+    """Whether a transformer's folder holds one of the small models, by its width."""
+    config = json.loads((transformer / "config.json").read_text())
     return config.get("num_attention_heads", 30) * config.get("attention_head_dim", 64) < MINI_WIDTH
 
 
 def weights_hash(folder: Path) -> str:
     """A name for the weights: sizes, headers and ends of each file (whole files of tens of GB would take minutes)."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size}\n".encode())
         with path.open("rb") as stream:

@@ -35,6 +35,10 @@ class Animate:
     """A ready-made DWPose rendering of the motion, instead of --driving."""
     mask: Path | None = None
     """An image of the person image's size: white is kept, the rest is drawn anew from the prompt."""
+    transformer: str = ""
+    """Folder or hub id whose transformer takes the place of the model's own, as released masked models need it."""
+    compatibility: Literal["none", "released"] = "none"
+    """`released` renders as the published inference does, its lag of three frames included (docs/method.md)."""
     pose_model: str = ""
     """DWPose folder, hub id or mini/dwpose; empty means the one that goes with the model."""
     size: str | None = None
@@ -66,7 +70,7 @@ def animate_one(request: Animate, show: Show) -> str:
     from serving.model_source import locate
 
     _check_paths(request)
-    source = locate(request.model)
+    source = locate(request.model, request.transformer)
     job = _job(request, source.mini)
     show("loading", 0, 1)
     # From here on it takes long: torch, then the weights.
@@ -79,7 +83,9 @@ def animate_one(request: Animate, show: Show) -> str:
     on_gpu = request.device == "cuda" or (request.device == "auto" and torch.cuda.is_available())
     dtype = request.dtype if request.dtype != "auto" else "bfloat16" if on_gpu else "float32"
     pose_model = request.pose_model or ("mini/dwpose" if source.mini else "yzd-v/DWPose")
-    clip = Engine(source, pose_model, device=request.device, dtype=dtype).animate(job, on_step=show)
+    clip = Engine(source, pose_model, device=request.device, dtype=dtype, compatibility=request.compatibility).animate(
+        job, on_step=show
+    )
     write_video(request.out, clip.frames, clip.fps)
     seconds, note = len(clip.frames) / clip.fps, ""
     if job.sound_source is not None and not keep_sound(job.sound_source, request.out, seconds=seconds):

@@ -42,9 +42,14 @@ class Worker:
         service = backend.service
         self.backend = backend
         self.id = new_id("worker")
-        source = locate(service.model)
+        source = locate(service.model, service.transformer)
         self.engine = Engine(
-            source, service.pose_model, device=service.device, dtype=service.dtype, threads=service.threads
+            source,
+            service.pose_model,
+            device=service.device,
+            dtype=service.dtype,
+            threads=service.threads,
+            compatibility=service.compatibility,
         )
         self.engine.warm_up(service.defaults.width, service.defaults.height)
         self.model = ServedModel(source.name, source.version, source.mini)

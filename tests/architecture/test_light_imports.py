@@ -31,6 +31,7 @@ HELP = [
     ("training", "--help"),
     ("training", "mini", "--help"),
     ("training", "plan", "--help"),
+    ("training", "convert", "--help"),
     ("training", "attention", "--help"),
     ("serving", "--help"),
     ("serving", "up", "--help"),

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from dynamictrl.errors import InputError
 from dynamictrl.mini.marionettes import sample_clip
+from dynamictrl.pose_drawing import draw_pose
 from dynamictrl.video import write_video
 from serving.__main__ import main
 from serving.api import build_api
@@ -53,6 +54,15 @@ def engine(tiny_model: Path) -> Engine:
 def test_a_persons_image_follows_another_persons_video(engine: Engine, media: Media):
     clip = engine.animate(AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving))
     assert clip.frames.shape == (5, 192, 128, 3)
+
+
+def test_the_released_way_draws_and_aligns_as_published(tiny_model: Path, media: Media):
+    engine = Engine(locate(str(tiny_model)), "mini/dwpose", device="cpu", threads=1, compatibility="released")
+    job = AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving)
+    image = Image.open(media.person)
+    own = draw_pose(engine.estimator(np.asarray(image)[None]), 192, 128, style="released")
+    assert np.array_equal(engine._motion(job, image).pose_video[0], own[0])
+    assert engine.animate(job).frames.shape == (5, 192, 128, 3)
 
 
 def test_an_image_without_a_person_is_refused(engine: Engine, media: Media):

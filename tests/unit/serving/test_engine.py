@@ -112,6 +112,29 @@ def test_a_model_is_named_and_versioned_by_its_weights(tiny_model: Path, tmp_pat
     assert locate(str(copy)).version != source.version
 
 
+def test_a_lone_transformer_is_served_with_its_bases_folder(tiny_model: Path, tmp_path: Path):
+    from dynamictrl.mini.tiny import write_tiny_model
+
+    other = write_tiny_model(tmp_path / "other", pose_control="padaln_residual")
+    masked = tmp_path / "Dynamictrl-Mask_B01"
+    shutil.copytree(other / "transformer", masked)
+    source = locate(str(tiny_model), str(masked))
+    assert source.version.startswith(locate(str(tiny_model)).version + "+")
+    assert Engine(source, "mini/dwpose", device="cpu").pipeline.transformer.config["pose_control"] == "padaln_residual"
+    with pytest.raises(CheckpointError, match="holds no transformer"):
+        locate(str(tiny_model), str(tmp_path))
+
+
+def test_the_released_way_reaches_the_pipeline(tiny_model: Path, job: AnimationJob):
+    job = replace(job, settings=replace(SETTINGS, num_frames=5))
+    ours, theirs = (
+        Engine(locate(str(tiny_model)), "mini/dwpose", device="cpu", compatibility=way).animate(job).frames
+        for way in ("none", "released")
+    )
+    assert ours.shape == theirs.shape
+    assert not np.array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [
