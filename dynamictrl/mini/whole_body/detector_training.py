@@ -15,7 +15,7 @@ import torch
 from dynamictrl.mini.whole_body.compose import Wardrobe
 from dynamictrl.mini.whole_body.detector_model import SIDE, MiniDetector, cell_grid, detection_loss
 from dynamictrl.mini.whole_body.detector_pictures import SHRINK, pictures_of
-from dynamictrl.mini.whole_body.held_out import Batch, held_out_scenes
+from dynamictrl.mini.whole_body.held_out import HeldOut, held_out_scenes
 from dynamictrl.mini.whole_body.onnx_files import write_onnx
 from dynamictrl.mini.whole_body.quality import Network, detector_quality, onnx_network
 from dynamictrl.mini.whole_body.stream import Bank, Canvas, FigureStream, stream
@@ -44,7 +44,7 @@ def network(model: MiniDetector) -> Network:
     return run
 
 
-def train(settings: Settings, scenes: list[Batch]) -> tuple[MiniDetector, Outcome]:
+def train(settings: Settings, scenes: HeldOut) -> tuple[MiniDetector, Outcome]:
     """Trains until the seconds are used up and returns the averaged weights, their scores made cautious.
 
     Some of the held-out `scenes` are measured on the way.
@@ -67,7 +67,7 @@ def train(settings: Settings, scenes: list[Batch]) -> tuple[MiniDetector, Outcom
         return detection_loss(cells.float(), boxes, ignored, places, strides)
 
     def measure(average: MiniDetector) -> Quality:
-        return detector_quality(network(average), scenes[:24] + scenes[-24:])
+        return detector_quality(network(average), scenes.first(24))
 
     average, outcome = fit(model, loss, bank, feeder, settings, measure)
     feeder.end()
@@ -105,7 +105,8 @@ def main() -> None:
     """Reads the command line, trains, writes the ONNX file, and measures that file on held-out marionettes."""
     out, settings = read_command(__doc__, DEFAULTS)
     # Drawn first: processes are forked safely only while this one has a single thread.
-    scenes = held_out_scenes(settings.held_out, settings.held_out_empty, settings.workers)
+    empty = settings.held_out_empty
+    scenes = held_out_scenes(settings.held_out, empty, small=empty // 2, workers=settings.workers)
     model, outcome = train(settings, scenes)
     export(model, out / FILE)
     quality = detector_quality(onnx_network(out / FILE), scenes)

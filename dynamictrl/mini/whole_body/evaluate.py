@@ -23,14 +23,15 @@ def main() -> None:
     parser.add_argument("--model", default="mini/dwpose", help="a folder with both ONNX files, or its name")
     parser.add_argument("--scenes", type=int, default=80, help="scenes with people, six frames each")
     parser.add_argument("--empty", type=int, default=60, help="scenes without people, four frames each")
+    parser.add_argument("--small", type=int, default=30, help="scenes with a small person, four frames each")
     parser.add_argument("--workers", type=int, default=0, help="drawing processes")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = weights.resolve(args.model, (DETECTOR, POSE))
-    scenes = held_out_scenes(args.scenes, args.empty, args.workers)
+    scenes = held_out_scenes(args.scenes, args.empty, args.small, args.workers)
     quality = {
         "detector": detector_quality(onnx_network(folder / DETECTOR), scenes),
-        "pose": pose_quality(onnx_network(folder / POSE), scenes[: args.scenes]),
+        "pose": pose_quality(onnx_network(folder / POSE), scenes.people),
     }
     logger.info("%s", json.dumps(quality, indent=2))
 

@@ -5,6 +5,7 @@ Shape suffixes: N frames, P persons (2), J joints (133, COCO-WholeBody order as 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -53,6 +54,30 @@ def scene(seed: int, index: int, *, empty: bool = False) -> Batch:
     }
 
 
+def small_scene(seed: int, index: int) -> Batch:
+    """Frames in which one person, cut out of another shot, is 8 to 30 percent of the frame high; as `scene`."""
+    rng = np.random.default_rng([seed, index, 2])
+    height, width = SIZES[int(rng.integers(len(SIZES)))]
+    clip = sample_clip(rng, 4, 288, 288, _FPS, persons=1, supersampling=1)
+    place = choose_place(rng, str(rng.choice(sorted(PLACES))))
+    canvas = paint_place(rng, place, height, width, 1.0)
+    frames, boxes = [], np.zeros((4, PERSONS, 4), np.float32)
+    for frame, persons in enumerate(clip.persons):
+        view = _view(rng, canvas, height, width)
+        rows, columns = np.flatnonzero(persons.any(axis=1)), np.flatnonzero(persons.any(axis=0))
+        cut = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        high = round(rng.uniform(0.08, 0.3) * height)
+        wide = min(max(round(high * len(columns) / len(rows)), 1), width)
+        top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+        mask = cv2.resize(persons[cut].astype(np.float32), (wide, high), interpolation=cv2.INTER_AREA)[..., None]
+        paint = cv2.resize(clip.frames[frame][cut].astype(np.float32), (wide, high), interpolation=cv2.INTER_AREA)
+        spot = view[top : top + high, left : left + wide]
+        spot[:] = spot + np.minimum(mask, 1) * (paint - spot)
+        frames.append(np.clip(view, 0, 255).astype(np.uint8))
+        boxes[frame, 0] = left, top, left + wide, top + high
+    return {"frames": np.stack(frames), "boxes": boxes}
+
+
 def _padded(clip: MarionetteClip) -> Batch:
     count = clip.pose.num_persons
     gap = PERSONS - count
@@ -89,28 +114,49 @@ def _view(rng: np.random.Generator, place: NDArray[np.uint8], height: int, width
     top, left = int(rng.integers(place.shape[0] - high + 1)), int(rng.integers(place.shape[1] - wide + 1))
     part = place[top : top + high, left : left + wide]
     view = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(view[:, ::-1] if rng.uniform() < 0.5 else view, np.float32)
+    return np.array(view[:, ::-1] if rng.uniform() < 0.5 else view, np.float32)
 
 
 class _Scenes(Dataset[Batch]):
-    def __init__(self, seed: int, people: int, empty: int):
-        self.seed, self.people, self.empty = seed, people, empty
+    def __init__(self, seed: int, counts: tuple[int, int, int]):
+        self.seed, self.counts = seed, counts
 
     def __len__(self) -> int:
-        return self.people + self.empty
+        return sum(self.counts)
 
     def __getitem__(self, index: int) -> Batch:
         cv2.setNumThreads(1)
-        alone = index >= self.people
-        return scene(self.seed, index - alone * self.people, empty=alone)
+        people, empty, _ = self.counts
+        if index < people:
+            return scene(self.seed, index)
+        if index < people + empty:
+            return scene(self.seed, index - people, empty=True)
+        return small_scene(self.seed, index - people - empty)
 
 
 def _as_drawn(batch: Any) -> Any:  # noqa: ANN401 (what a DataLoader asks for)
     return batch
 
 
-def held_out_scenes(people: int, empty: int, workers: int = 0, seed: int = HELD_OUT_SEED) -> list[Batch]:
-    """`people` scenes with people and then `empty` ones without, drawn by `workers` processes."""
-    scenes = _Scenes(seed, people, empty)
+@dataclass(frozen=True)
+class HeldOut:
+    """Scenes to measure on."""
+
+    people: list[Batch]
+    """One or two marionettes, whole or cut off, in clips as the video model's."""
+    empty: list[Batch]
+    small: list[Batch]
+
+    def first(self, count: int) -> HeldOut:
+        """At most `count` scenes of each kind."""
+        return HeldOut(self.people[:count], self.empty[:count], self.small[:count])
+
+
+def held_out_scenes(
+    people: int, empty: int = 0, small: int = 0, workers: int = 0, seed: int = HELD_OUT_SEED
+) -> HeldOut:
+    """So many scenes of each kind, drawn by `workers` processes."""
+    scenes = _Scenes(seed, (people, empty, small))
     # Left as numpy arrays, which a DataLoader would otherwise turn into tensors.
-    return list(DataLoader(scenes, batch_size=None, num_workers=workers, collate_fn=_as_drawn))
+    drawn = list(DataLoader(scenes, batch_size=None, num_workers=workers, collate_fn=_as_drawn))
+    return HeldOut(drawn[:people], drawn[people : people + empty], drawn[people + empty :])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dynamictrl.mini.whole_body.compose import Wardrobe
-from dynamictrl.mini.whole_body.held_out import Batch, held_out_scenes
+from dynamictrl.mini.whole_body.held_out import HeldOut, held_out_scenes
 from dynamictrl.mini.whole_body.onnx_files import write_onnx
 from dynamictrl.mini.whole_body.pose_model import HEIGHT, WIDTH, MiniPose, normalise, pose_loss
 from dynamictrl.mini.whole_body.pose_pictures import crops_of
@@ -35,7 +35,7 @@ def network(model: MiniPose) -> Network:
     return run
 
 
-def train(settings: Settings, scenes: list[Batch]) -> tuple[MiniPose, Outcome]:
+def train(settings: Settings, scenes: HeldOut) -> tuple[MiniPose, Outcome]:
     """Trains until the seconds are used up and returns the averaged weights.
 
     Some of the held-out `scenes` are measured on the way.
@@ -54,7 +54,7 @@ def train(settings: Settings, scenes: list[Batch]) -> tuple[MiniPose, Outcome]:
         return pose_loss(model, crops, points, scores)
 
     def measure(average: MiniPose) -> Quality:
-        return pose_quality(network(average), scenes[:16])
+        return pose_quality(network(average), scenes.people[:16])
 
     trained = fit(model, loss, bank, feeder, settings, measure)
     feeder.end()
@@ -78,10 +78,10 @@ def main() -> None:
     """Reads the command line, trains, writes the ONNX file, and measures that file on held-out marionettes."""
     out, settings = read_command(__doc__, DEFAULTS)
     # Drawn first: processes are forked safely only while this one has a single thread.
-    scenes = held_out_scenes(settings.held_out, 0, settings.workers)
+    scenes = held_out_scenes(settings.held_out, workers=settings.workers)
     model, outcome = train(settings, scenes)
     export(model, out / FILE)
-    write_record(out / "pose.json", settings, outcome, pose_quality(onnx_network(out / FILE), scenes))
+    write_record(out / "pose.json", settings, outcome, pose_quality(onnx_network(out / FILE), scenes.people))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.dwpose import crop_person, decode_simcc, letterbox, open_session, person_boxes
-from dynamictrl.mini.whole_body.held_out import Batch
+from dynamictrl.mini.whole_body.held_out import Batch, HeldOut
 from dynamictrl.pose_tracking import box_overlap
 
 Array = NDArray[np.float64]
@@ -31,8 +31,17 @@ def onnx_network(path: Path) -> Network:
     return lambda pictures: [np.asarray(output) for output in session.run(None, {name: pictures})]
 
 
-def detector_quality(network: Network, scenes: Iterable[Batch]) -> dict[str, float]:
-    """AP50 and AP75, of frames with two people and of cut-off people too, and boxes per frame where nobody is."""
+def detector_quality(network: Network, scenes: HeldOut) -> dict[str, float]:
+    """AP50 and AP75, AP50 where two people are, where someone is cut off and where all are small, and false boxes.
+
+    AP50 and AP75 are of the scenes with people and the empty ones; the small ones count for themselves.
+    """
+    small = _tally(network, scenes.small).summary()
+    quality = _tally(network, [*scenes.people, *scenes.empty]).summary()
+    return {**quality, "ap50_small": small["ap50"]} if scenes.small else quality
+
+
+def _tally(network: Network, scenes: Iterable[Batch]) -> Tally:
     tally = Tally()
     for batch in scenes:
         for frame, boxes in zip(batch["frames"], batch["boxes"], strict=True):
@@ -40,7 +49,7 @@ def detector_quality(network: Network, scenes: Iterable[Batch]) -> dict[str, flo
             seen, scores = person_boxes(network(picture)[0][0].astype(np.float64), ratio)
             there = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 4]
             tally.add(seen, scores, there, frame.shape[:2])
-    return tally.summary()
+    return tally
 
 
 class Tally:

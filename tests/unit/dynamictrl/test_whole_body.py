@@ -185,22 +185,30 @@ def test_the_average_follows_at_the_pace_given():
 
 
 def test_held_out_scenes_are_the_same_in_any_process():
-    here, there = held_out_scenes(1, 1, 0), held_out_scenes(1, 1, 1)
-    assert len(here) == 2
-    assert not here[1]["boxes"].any()
-    for one, other in zip(here, there, strict=True):
+    here, there = held_out_scenes(1, 1, 1), held_out_scenes(1, 1, 1, workers=1)
+    assert not here.empty[0]["boxes"].any()
+    for kind in ("people", "empty", "small"):
+        (one,), (other,) = getattr(here, kind), getattr(there, kind)
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_a_small_person_is_small_and_where_its_box_is():
+    small = held_out_scenes(0, 0, 1).small[0]
+    boxes = small["boxes"][:, 0]
+    share = (boxes[:, 3] - boxes[:, 1]) / small["frames"].shape[1]
+    assert np.all((share > 0.07) & (share < 0.31))
+    assert np.all(boxes[:, 2:] <= small["frames"].shape[2:0:-1])
+
+
 def test_a_detector_that_finds_nothing_has_no_precision_and_no_false_boxes():
-    quality = detector_quality(lambda _: [np.zeros((1, 8400, 85), np.float32)], held_out_scenes(1, 1))
-    assert quality["ap50"] == 0
+    quality = detector_quality(lambda _: [np.zeros((1, 8400, 85), np.float32)], held_out_scenes(1, 1, 1))
+    assert quality["ap50"] == quality["ap50_small"] == 0
     assert quality["false_boxes_per_empty_frame"] == 0
 
 
 def test_a_pose_model_that_points_at_a_corner_hits_nothing():
     simcc = [np.eye(1, bins, dtype=np.float32)[None].repeat(133, axis=1) for bins in (576, 768)]
-    assert pose_quality(lambda _: simcc, held_out_scenes(1, 0))["pck_body"] < 0.05
+    assert pose_quality(lambda _: simcc, held_out_scenes(1).people)["pck_body"] < 0.05
 
 
 def test_a_false_box_before_a_true_one_halves_precision():
