@@ -35,12 +35,12 @@ def pictures_of(
     for share in (0.4, 0.3, 0.2):
         pictures = things(bank, count, SIDE, SIDE, share, 0.8).over(pictures)
     covers, boxes, areas = [], [], []
-    share_N = torch.exp(uniform(count, math.log(0.11), math.log(1.7), odds))
+    share_N = torch.exp(uniform(count, math.log(0.075), math.log(1.7), odds))
     for person in range(_PERSONS):
         if person:
             alike = torch.exp(uniform(count, -0.25, 0.25, odds))
-            anew = torch.exp(uniform(count, math.log(0.11), math.log(1.7), odds))
-            share_N = torch.where(chance(count, 0.7, odds) > 0, share_N * alike, anew).clamp(0.08, 1.9)
+            anew = torch.exp(uniform(count, math.log(0.075), math.log(1.7), odds))
+            share_N = torch.where(chance(count, 0.7, odds) > 0, share_N * alike, anew).clamp(0.06, 1.9)
         there = (persons_N > person).float()
         shown, box, area = _person(bank, wardrobe, frame_N2, share_N)
         shown = Shown(shown.colour, shown.cover * there.view(-1, 1, 1, 1))
