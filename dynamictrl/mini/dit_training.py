@@ -44,6 +44,8 @@ class Settings:
     masked_reference: float = 0.25
     """Share of samples whose reference image lacks its background, or its clothes, half and half."""
     ema: float = 0.999
+    report: int = 500
+    """Steps between two lines of the log, each the mean loss since the last."""
     seed: int = 0
     device: str = "cuda"
     compiled: bool = True
@@ -148,17 +150,17 @@ def train(
 
 
 def _run(step: GraphedStep, settings: Settings, ranks: Ranks) -> dict[str, float]:
-    start, count, progress, recent, averaging = time.monotonic(), 0, 0.0, [], False
+    start, count, progress, averaging = time.monotonic(), 0, 0.0, False
+    recent: list[Tensor] = []
     while progress < 1:
         recent.append(step(rate_at(progress, count, settings.learning_rate)).clone())
         count += 1
         if count % 20 == 0 or count >= settings.max_steps:
-            # Reading the loss waits for the GPU, so that the clock tells the truth.
-            mean = float(torch.stack(recent).mean())
+            recent[-1].item()  # waits for the GPU, so that the clock tells the truth
             progress = ranks.agree(max((time.monotonic() - start) / settings.seconds, count / settings.max_steps))
-            if count % 500 == 0:
-                logger.info("step %d, %.0f s: loss %.4f", count, time.monotonic() - start, mean)
-            recent = []
+        if count % settings.report == 0:
+            mean, recent = float(torch.stack(recent).mean()), []
+            logger.info("step %d, %.0f s: loss %.4f", count, time.monotonic() - start, mean)
         if not averaging and progress > 0.5:
             averaging = True
             step.restart_average()

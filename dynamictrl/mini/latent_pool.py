@@ -100,18 +100,16 @@ def encode_pool(
     batch: int,
     share: tuple[int, int] = (0, 1),
 ) -> LatentPool:
-    """Encodes the complete clips, or of several ranks' the share (rank, ranks) of them."""
+    """Encodes the complete clips, or of several ranks' the share (rank, ranks) of them, in the VAE's precision."""
     device, ready = vae.device, pool.ready()[share[0] :: share[1]]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        for start in range(0, len(ready), batch):
-            taken = ready[start : start + batch]
-            sources = (pool.video[taken], pool.pose[taken], pool.masks[taken, 0])
-            clips = [torch.from_numpy(np.ascontiguousarray(source)).to(device) for source in sources]
-            encoded = encode_clips(vae, *clips)
-            parts.append(tuple(x.half() for x in encoded))  # pyright: ignore[reportArgumentType] - three of them
-            if start // batch % 40 == 0:
-                logger.info("encoded %d of %d clips", start + len(taken), len(ready))
+    for start in range(0, len(ready), batch):
+        taken = ready[start : start + batch]
+        sources = (pool.video[taken], pool.pose[taken], pool.masks[taken, 0])
+        clips = [torch.from_numpy(np.ascontiguousarray(source)).to(device) for source in sources]
+        parts.append(tuple(x.half() for x in encode_clips(vae, *clips)))  # pyright: ignore[reportArgumentType] - three
+        if start // batch % 40 == 0:
+            logger.info("encoded %d of %d clips", start + len(taken), len(ready))
     video_NFCHW, pose_NFCHW, reference_NVCHW = (torch.cat(column) for column in zip(*parts, strict=True))
     return LatentPool(
         video_NFCHW,

@@ -14,10 +14,11 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
 
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Settings, train
@@ -53,6 +54,15 @@ def encoded_share(folder: Path, ranks: Ranks, encode: Callable[[], LatentPool]) 
     return LatentPool.load(file).to(ranks.device)
 
 
+def _encode(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> LatentPool:
+    # As the VAE was trained: in bf16, where there is a GPU.
+    dtype = torch.bfloat16 if ranks.device.startswith("cuda") else torch.float32
+    vae = AutoencoderKLCogVideoX.from_pretrained(options["vae"], torch_dtype=dtype).eval()
+    torch.nn.Module.to(vae, ranks.device)
+    share = (ranks.rank, ranks.count)
+    return encode_pool(vae, tokenizer, Pool(options["pool"]), batch=options["encode_batch"], share=share)
+
+
 def main() -> None:
     """Encodes the pool (or reads what an earlier call encoded), trains, writes the model folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -72,14 +82,7 @@ def main() -> None:
 
     tokenizer = T5Tokenizer.from_pretrained(options["text"] / "tokenizer")
     text_encoder = T5EncoderModel.from_pretrained(options["text"] / "text_encoder", dtype=torch.float32)
-    vae = AutoencoderKLCogVideoX.from_pretrained(options["vae"], torch_dtype=torch.float32).eval()
-    torch.nn.Module.to(vae, ranks.device)
-    share = (ranks.rank, ranks.count)
-    pool = encoded_share(
-        options["latents"],
-        ranks,
-        lambda: encode_pool(vae, tokenizer, Pool(options["pool"]), batch=options["encode_batch"], share=share),
-    )
+    pool = encoded_share(options["latents"], ranks, lambda: _encode(options, tokenizer, ranks))
     torch.manual_seed(settings.seed)
     transformer = models.transformer(**{name: options[name] for name in models.SHAPE})
     transformer.silence_pose()
@@ -91,6 +94,7 @@ def main() -> None:
     if not ranks.first:
         return
     millions = sum(p.numel() for p in transformer.parameters() if p.requires_grad) / 1e6
+    vae = AutoencoderKLCogVideoX.from_pretrained(options["vae"], torch_dtype=torch.float32)
     pipeline = CogVideoXImageToVideoPipeline(
         tokenizer, text_encoder, vae, models.base_transformer(transformer), cogvideox_scheduler()
     )

@@ -64,7 +64,8 @@ class Settings:
     max_steps: int = 1_000_000
     device: str = "cuda"
     captured: bool = True
-    channels_last: bool = False
+    most_clips: int = 2500
+    """So many of the pool's clips are taken onto the device; each rank takes others."""
 
 
 class Autoencoding(nn.Module):
@@ -85,10 +86,12 @@ class Autoencoding(nn.Module):
 class Clips:
     """The pool's complete clips on the training device; `grow` takes up those that workers finished since."""
 
-    def __init__(self, pool: Pool, device: str):
-        self.pool = pool
+    def __init__(self, pool: Pool, device: str, *, most: int | None = None, share: tuple[int, int] = (0, 1)):
+        """`most` clips at the most, of several ranks' the share (rank, ranks)."""
+        self.pool, self.share = pool, share
         self.available = 0
-        shape = (pool.count, *pool.video.shape[1:])
+        self.most = min(most or pool.count, pool.count // share[1])
+        shape = (self.most, *pool.video.shape[1:])
         self.video = torch.empty(shape, dtype=torch.uint8, device=device)
         self.pose = torch.empty(shape, dtype=torch.uint8, device=device)
         self.count = torch.zeros((), device=device)
@@ -96,18 +99,23 @@ class Clips:
 
     def grow(self) -> int:
         """How many clips can be drawn from; waits for the first."""
-        while not len(ready := self.pool.ready()) or ready[0]:
+        while (prefix := self._complete()) == 0:
             time.sleep(1.0)
-        # Workers fill from the front in step, so the complete prefix is nearly all there is.
-        gaps = np.flatnonzero(ready != np.arange(len(ready)))
-        prefix = int(gaps[0]) if len(gaps) else len(ready)
         for start in range(self.available, prefix, 64):
-            part = slice(start, min(start + 64, prefix))
-            self.video[part] = torch.from_numpy(self.pool.video[part].copy()).to(self.video.device)
-            self.pose[part] = torch.from_numpy(self.pool.pose[part].copy()).to(self.video.device)
+            end = min(start + 64, prefix)
+            taken = slice(self.share[0] + start * self.share[1], self.share[0] + end * self.share[1], self.share[1])
+            self.video[start:end] = torch.from_numpy(self.pool.video[taken].copy()).to(self.video.device)
+            self.pose[start:end] = torch.from_numpy(self.pool.pose[taken].copy()).to(self.video.device)
         self.available = prefix
         self.count.fill_(prefix)
         return prefix
+
+    def _complete(self) -> int:
+        # Workers fill from the front in step, so the complete prefix is nearly all there is.
+        ready = self.pool.ready()
+        gaps = np.flatnonzero(ready != np.arange(len(ready)))
+        prefix = int(gaps[0]) if len(gaps) else len(ready)
+        return min(max(0, prefix - self.share[0] + self.share[1] - 1) // self.share[1], self.most)
 
     def crops(self, batch: int, frames: int, height: int, width: int, pose_share: float) -> Tensor:
         """Random parts of random clips, [B, C, F, H, W] in [-1, 1], mirrored and reversed in time at random."""
@@ -158,11 +166,10 @@ def train(vae: AutoencoderKLCogVideoX, pool: Pool, settings: Settings, ranks: Ra
     torch.manual_seed(settings.seed + ranks.rank)
     torch.backends.cudnn.benchmark = True
     module = Autoencoding(vae).to(ranks.device).train()
-    if settings.channels_last:
-        _channels_last(vae)
     ranks.same_start([module])
-    clips, start, steps, progress = Clips(pool, ranks.device), time.monotonic(), 0, 0.0
+    clips = Clips(pool, ranks.device, most=settings.most_clips, share=(ranks.rank, ranks.count))
     clips.grow()
+    start, steps, progress = time.monotonic(), 0, 0.0
     height, width = clips.video.shape[2:4]
     parts = (settings.batch, settings.frames, min(settings.crop, height), min(settings.crop, width))
     whole = (max(1, settings.batch // 4), 2 * settings.frames - 1, height, width)
@@ -186,13 +193,6 @@ def train(vae: AutoencoderKLCogVideoX, pool: Pool, settings: Settings, ranks: Ra
     return {"steps": steps, "seconds": round(time.monotonic() - start, 1), "gpus": ranks.count}
 
 
-def _channels_last(vae: nn.Module) -> None:
-    """Lays the convolutions' weights out as cuDNN's kernels for few channels want them."""
-    for layer in vae.modules():
-        if isinstance(layer, nn.Conv3d):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
-
-
 def _step(
     module: Autoencoding, clips: Clips, shape: tuple[int, int, int, int], settings: Settings, ranks: Ranks
 ) -> GraphedStep:
@@ -204,10 +204,7 @@ def _step(
         # Weights stay fp32 in the optimiser and are cast for the pass: half the memory traffic of autocast, whose
         # normalisations return fp32.
         cast = {name: value.to(dtype) for name, value in module.named_parameters()}
-        seen_BCFHW = pixels_BCFHW.to(dtype)
-        if settings.channels_last:
-            seen_BCFHW = seen_BCFHW.contiguous(memory_format=torch.channels_last_3d)
-        output_BCFHW, mean_BCFHW, kl = torch.func.functional_call(module, cast, (seen_BCFHW,))
+        output_BCFHW, mean_BCFHW, kl = torch.func.functional_call(module, cast, (pixels_BCFHW.to(dtype),))
         white = whiteness_loss(mean_BCFHW[poses:]) + (whiteness_loss(mean_BCFHW[:poses]) if poses else 0)
         closeness = reconstruction_loss(
             output_BCFHW, pixels_BCFHW, square_weight=settings.square_weight, edge_weight=settings.edge_weight
@@ -295,7 +292,7 @@ def main() -> None:
     figures = latent_figures(vae, pool, ranks.device)
     vae.register_to_config(scaling_factor=round(1 / figures["std_clips"], 4))
     measured |= figures
-    vae.to(memory_format=torch.contiguous_format).half().save_pretrained(folder)
+    vae.half().save_pretrained(folder)
     measured["scaling_factor"] = vae.config["scaling_factor"]
     if measured_on:
         videos, poses = held_out(measured_on)
