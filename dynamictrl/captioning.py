@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,14 @@ class Qwen2VLCaptioner:
         self._patch = shown.patch_size * shown.merge_size // 2
         model: Any = Qwen2VLForConditionalGeneration.from_pretrained(path, local_files_only=True, dtype=dtype)
         self.model = model.to(device).eval()
+        self._folder = path
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """One hash over the weight files and the preparation, for the record of what shaped a caption."""
+        from dynamictrl.encodings import folder_hash
+
+        return folder_hash(self._folder)
 
     def __call__(self, frames: NDArray[np.uint8]) -> str:
         """[F, H, W, 3] RGB -> the caption, stripped; see `caption_problem` before trusting it."""

@@ -43,6 +43,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captioner folder of the mini captioner's classes, sizes of pictures and words, with tiny random weights."""
+    import torch
+
+    from dynamictrl.mini.captioner import models
+    from dynamictrl.mini.captioner.tokenizer import build_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("captioner"), build_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        models.save(folder, models.captioner(tokenizer, num_hidden_layers=2, intermediate_size=64), tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def person_and_pose(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A picture (64x96) and a drawn pose video (64x96, 12 fps, 17 frames) of a figure that moves its arm."""
     import numpy as np

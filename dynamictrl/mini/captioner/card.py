@@ -38,7 +38,7 @@ machine makes another number of steps.
 """
 
 
-def model_card(record: Mapping[str, Any], words: int = 349) -> str:
+def model_card(record: Mapping[str, Any], words: int) -> str:
     """The README.md of a trained folder; `record` is what the trainer writes to measured.json."""
     measured = dict(record.get("held_out", {}))
     clips = measured.pop("clips", 0)

@@ -231,7 +231,7 @@ def main() -> None:
     trainee.dtype = torch.float32  # measured as shipped: fp16 weights, computed in fp32
     examples = held_out.all()
     record["held_out"] = {"clips": len(examples), **trainee.measure(examples)} if examples else {}
-    models.save(folder, trainee.model, trainee.tokenizer, model_card(record))
+    models.save(folder, trainee.model, trainee.tokenizer, model_card(record, len(trainee.tokenizer)))
     (folder / "measured.json").write_text(json.dumps(record, indent=1) + "\n")
     logger.info("%s", record)
 

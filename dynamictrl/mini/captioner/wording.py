@@ -46,7 +46,7 @@ def mirrored(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def every_word() -> Iterator[str]:
     """Texts that together hold each word of each marionette caption."""
-    yield "A person with wearing Someone, dressed in a is Two people are in, one in, the other in: one."
+    yield from ("A person with wearing", "Someone, dressed", "Two people are in, one, the other: one in is.")
     yield "an a cap, a shaved head; long, curly, tied-up, tied-back, short hair"
     yield " " + " ".join([*CLOTH_COLOURS, *HAIRS, *TOPS, *BOTTOMS])
     yield from (" " + said for said, _ in ACTIONS.values())
