@@ -123,7 +123,7 @@ def compress(pictures_NCHW: Tensor) -> Tensor:
     """Coarse 8x8 cosine blocks, coarser for fine detail: what strong JPEG or H.264 leaves. Sides divide by 8."""
     count, colours, height, width = pictures_NCHW.shape
     table = _cosines(pictures_NCHW.device)
-    blocks = pictures_NCHW.view(count, colours, height // 8, 8, width // 8, 8).permute(0, 1, 2, 4, 3, 5)
+    blocks = pictures_NCHW.reshape(count, colours, height // 8, 8, width // 8, 8).permute(0, 1, 2, 4, 3, 5)
     waves = table @ blocks @ table.T
     order = torch.arange(8, device=table.device)
     step = uniform(count, 2, 16, table).view(-1, 1, 1, 1, 1, 1) * (1 + 0.8 * (order[:, None] + order[None]))
