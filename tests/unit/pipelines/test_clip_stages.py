@@ -104,10 +104,41 @@ def test_a_caption_is_taken_from_the_text_beside_the_source(cut_clip: Make, tmp_
     assert (clip.caption, clip.models["caption"], clip.rejected) == ("a red puppet", "sidecar", "")
 
 
-@pytest.mark.parametrize(("required", "reason"), [(True, "no_caption"), (False, "")])
+@pytest.mark.parametrize(("required", "reason"), [(True, "empty_caption"), (False, "")])
 def test_a_clip_without_text_is_refused_only_where_text_is_required(required: bool, reason: str, cut_clip: Make):
     (clip,) = run_local([Caption(captioner=SIDECAR, required=required)], [cut_clip(path="/nowhere/v.mp4")])
     assert (clip.caption, clip.rejected) == ("", reason)
+    assert clip.message == "empty_caption: sidecar gave no text"
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("I'm sorry, I cannot describe this.", "caption_refusal"), ("round and round " * 9, "caption_loop")],
+)
+def test_words_that_are_no_caption_never_reach_the_training_set(
+    text: str, problem: str, required: bool, cut_clip: Make, tmp_path: Path
+):
+    (tmp_path / "v.json").write_text(json.dumps({"caption": text}))
+    stage = Caption(captioner=SIDECAR, required=required)
+    (clip,) = run_local([stage], [cut_clip(path=str(tmp_path / "v.mp4"))])
+    assert (clip.caption, clip.rejected) == ("", problem if required else "")
+    # The record says why, with what was said.
+    assert clip.message.startswith(f"{problem}: sidecar said")
+    assert text[:20] in clip.message
+
+
+def test_the_minis_captioner_describes_a_clip_on_the_cpu(cut_clip: Make, tiny_captioner: Path):
+    stage = Caption(captioner=str(tiny_captioner), device="cpu", required=False, max_new_tokens=4)
+    stage.check()
+    assert stage.num_gpus == 0
+    clip = cut_clip(shot(1, 12))
+    first, second = (run_local([stage], [clip])[0] for _ in range(2))
+    assert first.models["caption"] == str(tiny_captioner)
+    assert len(first.models["caption sha256"]) == 64
+    # Untrained, it may say nothing; then the record must say so.
+    assert bool(first.caption) != bool(first.message)
+    assert (first.caption, first.message, first.rejected) == (second.caption, second.message, "")
 
 
 def test_members_of_one_length_pass_and_text_and_description_are_written(cut_clip: Make):
