@@ -37,6 +37,24 @@ def _check_same_length(frames: NDArray[np.uint8], pose: PoseSequence) -> None:
         )
 
 
+def share_on_masks(persons_FHW: NDArray[np.uint8], pose: PoseSequence) -> NDArray[np.float64]:
+    """[F, P]: share of a person's visible body points that lie on the person's own mask; nan where none is visible.
+
+    Low where a tracker has drifted, or where the poses are wrong: either way the two disagree.
+    """
+    _check_same_length(persons_FHW, pose)
+    height, width = persons_FHW.shape[1:]
+    seen_FPJ = pose.scores[:, :, BODY] > VISIBLE
+    xy_FPJ2 = np.floor(pose.keypoints[:, :, BODY] * np.array([width, height])).astype(np.int64)
+    x_FPJ, y_FPJ = (np.clip(xy_FPJ2[..., axis], 0, size - 1) for axis, size in ((0, width), (1, height)))
+    frame_F11 = np.arange(len(persons_FHW))[:, None, None]
+    label_FPJ = persons_FHW[frame_F11, y_FPJ, x_FPJ]
+    own_FPJ = label_FPJ == np.arange(1, pose.num_persons + 1)[None, :, None]
+    visible_FP = seen_FPJ.sum(axis=-1)
+    inside_FP = (own_FPJ & seen_FPJ).sum(axis=-1)
+    return np.where(visible_FP > 0, inside_FP / np.maximum(visible_FP, 1), np.nan)
+
+
 class SkeletonMaskTracker:
     """Persons' masks from poses and colours alone, without weights.
 
@@ -112,7 +130,7 @@ def _grab_cut(
     cv2.setRNGSeed(0)  # the colour models start from k-means: the same clip must give the same masks
     try:
         how = cv2.GC_EVAL if learnt else cv2.GC_INIT_WITH_MASK
-        cv2.grabCut(picture, trimap, None, background, persons, 1 if learnt else 3, how)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        cv2.grabCut(picture, trimap, None, background, persons, 3, how)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except cv2.error:
         logger.warning("colours could not be separated in one frame; its outline is kept as drawn")
 

@@ -64,17 +64,10 @@ class TrackMasks(Stage):
 
 
 def _agreement(persons_FHW: NDArray[np.uint8], pose: PoseSequence) -> float:
-    """Share of the visible body points that lie on their own person's mask: low where the tracker drifted."""
+    """How far masks and poses agree, over all persons and frames: low where the tracker drifted."""
     import numpy as np
 
-    from dynamictrl.pose import BODY, VISIBLE
+    from dynamictrl.mask_tracking import share_on_masks
 
-    seen_FPJ = pose.scores[:, :, BODY] > VISIBLE
-    frame, person, joint = np.nonzero(seen_FPJ)
-    if len(frame) == 0:
-        return 0.0
-    height, width = persons_FHW.shape[1:]
-    xy_N2 = pose.keypoints[:, :, BODY][frame, person, joint]
-    x = np.clip(np.floor(xy_N2[:, 0] * width).astype(int), 0, width - 1)
-    y = np.clip(np.floor(xy_N2[:, 1] * height).astype(int), 0, height - 1)
-    return float((persons_FHW[frame, y, x] == person + 1).mean())
+    share_FP = share_on_masks(persons_FHW, pose)
+    return 0.0 if np.isnan(share_FP).all() else float(np.nanmean(share_FP))

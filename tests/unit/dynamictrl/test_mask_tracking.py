@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import CheckpointError, InputError
-from dynamictrl.mask_tracking import Sam2MaskTracker, SkeletonMaskTracker
+from dynamictrl.mask_tracking import Sam2MaskTracker, SkeletonMaskTracker, share_on_masks
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
 from dynamictrl.pose import PoseSequence
 
@@ -78,6 +78,24 @@ def test_a_plain_picture_of_one_colour_does_not_stop_the_tracker(clips: list[Mar
 def test_poses_of_another_length_are_refused(clips: list[MarionetteClip]):
     with pytest.raises(InputError, match="6 frames and poses of 4"):
         SkeletonMaskTracker()(clips[0].frames, clips[0].pose.frames(slice(0, 4)))
+
+
+def test_poses_tell_frames_and_persons_whose_mask_drifted(clips: list[MarionetteClip]):
+    clip = clips[0]
+    true = share_on_masks(clip.persons, clip.pose)
+    assert true.shape == (6, 2)
+    assert np.nanmean(true) > 0.8
+    drifted = clip.persons.copy()
+    drifted[3] = 0
+    drifted[4] = np.where(drifted[4] == 1, 2, np.where(drifted[4] == 2, 1, 0))
+    shares = share_on_masks(drifted, clip.pose)
+    assert (shares[3] == 0).all()
+    assert (shares[4] < 0.2).all()
+    np.testing.assert_array_equal(shares[[0, 1, 2, 5]], true[[0, 1, 2, 5]])
+    scores = clip.pose.scores.copy()
+    scores[2, 1] = 0
+    unseen = PoseSequence(clip.pose.keypoints, scores, clip.pose.boxes, clip.pose.track_ids)
+    assert np.isnan(share_on_masks(clip.persons, unseen)[2, 1])
 
 
 # SAM 2: the real classes, tiny and untrained.
