@@ -1,16 +1,16 @@
 """Turns a CogVideoX folder into a DynamiCtrl folder on disk: tensor by tensor, whole or not at all.
 
-Files whose every tensor is taken as it is are linked, not copied; the others are written one tensor at a time, so that
-the memory needed is the largest tensor's, whatever the model's size. VAE, text encoder and tokenizer are the base's.
+Files whose every tensor is taken as it is are linked, not copied; the others are written one tensor at a time: beside
+the pages of the one file that is mapped, which the system may drop, memory holds a tensor, whatever the model's size.
+VAE, text encoder and tokenizer are the base's.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from dynamictrl import base_weights, weights
 from dynamictrl.base_weights import Blueprint, Source
 from dynamictrl.errors import CheckpointError, ConfigError
+from dynamictrl.weight_files import place, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ RECORD = "conversion.json"
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _POSE_WEIGHTS = "diffusion_pytorch_model-pose.safetensors"
-_NAMES = {dtype: name for name, dtype in base_weights.DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,32 +242,6 @@ def _fresh(plan: Blueprint, order: Order) -> Iterator[tuple[str, Tensor]]:
         yield from base_weights.fresh_tensors(plan, order.silent_pose)
 
 
-def write_tensors(
-    path: Path,
-    keys: list[str],
-    shapes: dict[str, tuple[int, ...]],
-    dtypes: dict[str, torch.dtype],
-    tensors: Iterable[tuple[str, Tensor]],
-) -> None:
-    """Writes a safetensors file whose `tensors` come in the order of `keys`, one in memory at a time."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for key in keys:
-        size = torch.empty(shapes[key], dtype=dtypes[key], device="meta").nbytes
-        header[key] = {"dtype": _NAMES[dtypes[key]], "shape": list(shapes[key]), "data_offsets": [start, start + size]}
-        start += size
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(head).to_bytes(8, "little") + head)
-        for key, (name, tensor) in zip(keys, tensors, strict=True):
-            assert key == name, f"{name} came where {key} was due"
-            assert tuple(tensor.shape) == shapes[key], f"{key} has shape {list(tensor.shape)}"
-            tensor.to(dtypes[key]).contiguous().flatten().view(torch.uint8).numpy().tofile(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _write_rest(folder: Path, order: Order, plan: Blueprint, out: Path, link: bool) -> None:
     for name in SHARED:
         for path in sorted((folder / name).rglob("*")):
@@ -314,19 +288,6 @@ def _write_pose_encoder(
         made = PoseEncoder(latent_channels=plan.config["out_channels"])
     made.save_pretrained(out / "pose_encoder")
     return [PoseEncoder.__module__, PoseEncoder.__name__]
-
-
-def place(source: Path, target: Path, link: bool) -> None:
-    """Links a file where that is wished and possible, else copies it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve()  # a hub cache holds links to its files
-    if link:
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            logger.debug("%s cannot be linked and is copied", source)
-    shutil.copyfile(source, target)
 
 
 def _patterns(keys: tuple[str, ...]) -> list[str]:

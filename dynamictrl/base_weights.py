@@ -22,15 +22,13 @@ from dynamictrl import weights
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.pose_control import DirectAddition, input_channels, pose_control_class
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
+from dynamictrl.weight_files import DTYPES
 
 STOCK_CLASS = "CogVideoXTransformer3DModel"
 PUBLISHED_CLASS = "DynamiCtrlTransformerModel"
 """What the released DynamiCtrl folders call their transformer."""
 OUR_CLASS = DynamiCtrlTransformer3DModel.__name__
 PATCHES = "patch_embed.proj.weight"
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-"""By their names in safetensors files."""
 
 _CONTROL = ".control_norm1."
 _TABLE = "patch_embed.pos_embedding"

@@ -22,7 +22,7 @@ from dynamictrl.errors import ConfigError
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
 from training import starting_weights
 from training.batches import Batch, Collator, FrozenModels, Loader, image_scale
-from training.config import Recipe, Run
+from training.config import Lora, Recipe, Run
 from training.data import Order, build_index
 from training.recipes import RECIPES, tiny_on_cpu
 
@@ -165,3 +165,5 @@ def test_the_papers_tables_are_recipes():
     assert RECIPES["dynamictrl-5b-padaln-residual"]().model.pose_control == "padaln_residual"
     with pytest.raises(ConfigError, match="direct_addition has no weights"):
         replace(baseline.model, silent_pose=True)
+    with pytest.raises(ConfigError, match="leave lora_rank 0"):
+        replace(baseline, lora=Lora(lora_rank=4))
