@@ -277,7 +277,7 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, first {keys[0]}" for kind, keys in wrong.items())
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} does not hold this model: {listed}. A folder of a CogVideoX base is "
-                f"taken up with dynamictrl.base_weights.from_base instead.",
+                f"taken up with dynamictrl.base_weights.from_base or `python -m training convert` instead.",
                 code="weights_mismatch",
             )
         return (model, info) if wants_info else model
