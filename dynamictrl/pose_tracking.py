@@ -1,7 +1,8 @@
 """Who is who from frame to frame: persons found in single frames become tracks with stable ids.
 
-Two sightings belong together where their boxes overlap and their joints are near; a person may be missed for a few
-frames and keeps its id. Shape suffixes: F frames, P persons, J joints (134).
+A sighting continues a track where its box and its joints are near to where the track was going: people who cross keep
+their ids. A person may be missed for a few frames and keeps its id.
+Shape suffixes: F frames, P persons, J joints (134).
 """
 
 from __future__ import annotations
@@ -11,9 +12,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.pose import BODY, NUM_KEYPOINTS, VISIBLE, PoseSequence
+from dynamictrl.pose import (
+    BODY,
+    LEFT_HIP,
+    LEFT_SHOULDER,
+    NECK,
+    NUM_KEYPOINTS,
+    RIGHT_HIP,
+    RIGHT_SHOULDER,
+    VISIBLE,
+    PoseSequence,
+)
 
 Array = NDArray[np.float64]
+
+_TRUNK = [NECK, RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP]
+_MEMORY = 6
+"""Frames back over which a person's pace is taken."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,22 @@ class _Track:
     @property
     def last_frame(self) -> int:
         return max(self.sightings)
+
+    def expected(self, frame: int) -> Sighting:
+        """Where the person should be in a later frame, going on as it went: people who cross keep their ways."""
+        last = self.sightings[self.last_frame]
+        step = self._step() * (frame - self.last_frame)
+        return Sighting(last.box + np.tile(step, 2), last.keypoints + step, last.scores)
+
+    def _step(self) -> Array:
+        """[2], pixels a frame over the latest sightings; by the joints that move least by themselves."""
+        last = self.last_frame
+        first = min(frame for frame in self.sightings if frame >= last - _MEMORY)
+        one, other = self.sightings[first], self.sightings[last]
+        both = (one.scores[_TRUNK] > VISIBLE) & (other.scores[_TRUNK] > VISIBLE)
+        if first == last or not both.any():
+            return np.zeros(2)
+        return np.median((other.keypoints[_TRUNK] - one.keypoints[_TRUNK])[both], axis=0) / (last - first)
 
     def area(self) -> float:
         return sum(_area(sighting.box) for sighting in self.sightings.values())
@@ -80,7 +111,7 @@ def track(
     tracks: list[_Track] = []
     for frame, found in enumerate(sightings):
         alive = [t for t in tracks if frame - t.last_frame <= longest_gap + 1]
-        for index, match in enumerate(_assign(alive, found, least_likeness)):
+        for index, match in enumerate(_assign(alive, found, frame, least_likeness)):
             if match is None:
                 tracks.append(_Track({frame: found[index]}))
             else:
@@ -90,14 +121,15 @@ def track(
     return _gather(kept, len(sightings), height, width)
 
 
-def _assign(alive: list[_Track], found: list[Sighting], least: float) -> list[_Track | None]:
+def _assign(alive: list[_Track], found: list[Sighting], frame: int, least: float) -> list[_Track | None]:
     """For each person found the track it continues, or None."""
     from scipy.optimize import linear_sum_assignment
 
     matches: list[_Track | None] = [None] * len(found)
     if not alive or not found:
         return matches
-    table = np.array([[likeness(t.sightings[t.last_frame], person) for person in found] for t in alive])
+    expected = [track.expected(frame) for track in alive]
+    table = np.array([[likeness(one, person) for person in found] for one in expected])
     for row, column in zip(*linear_sum_assignment(-table), strict=True):
         if table[row, column] >= least:
             matches[column] = alive[row]

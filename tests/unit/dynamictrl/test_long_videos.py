@@ -195,10 +195,10 @@ def test_one_window_is_bit_for_bit_the_ordinary_call(tiny_model, window_frames):
 def test_every_legal_count_comes_back_in_full_from_windows(tmp_path, base):
     made = DynamiCtrlPipeline.from_pretrained(write_tiny_model(tmp_path, base))
     made.set_progress_bar_config(disable=True)
-    for num_frames in (17, 21, 25, 29, 33):
-        for kind, shape in (("np", (1, num_frames, 32, 16, 3)), ("pt", (1, num_frames, 3, 32, 16))):
-            given = {"num_inference_steps": 1, "window_frames": 9, "window_overlap": 4, "output_type": kind}
-            assert made(IMAGE, greys(num_frames), "a", **given).frames.shape == shape
+    for num_frames, kind in ((17, "np"), (21, "pt"), (25, "np"), (29, "pt")):
+        given = {"num_inference_steps": 1, "window_frames": 9, "window_overlap": 4, "output_type": kind}
+        shape = (1, num_frames, 32, 16, 3) if kind == "np" else (1, num_frames, 3, 32, 16)
+        assert made(IMAGE, greys(num_frames), "a", **given).frames.shape == shape
     pictures = made(IMAGE, greys(33), "a", num_inference_steps=1, window_frames=13).frames
     assert [len(pictures), len(pictures[0]), pictures[0][0].size] == [1, 33, (16, 32)]
 
@@ -217,10 +217,10 @@ def test_decoding_in_pieces_is_bit_equal_to_the_whole(count):
 @torch.no_grad()
 def test_tiles_are_decoded_in_pieces_too_and_come_close():
     torch.manual_seed(0)
-    vae, z = tiny_vae().eval(), torch.randn(1, 21, 16, 8, 8)
+    vae, z = tiny_vae().eval(), torch.randn(1, 17, 16, 7, 6)
     vae.enable_tiling()
-    whole = latents.decode(vae, z, 81)
-    pieces = torch.cat(list(decode_in_pieces(vae, z, 81)), dim=2)
+    whole = latents.decode(vae, z, 65)
+    pieces = torch.cat(list(decode_in_pieces(vae, z, 65)), dim=2)
     assert pieces.shape == whole.shape
     assert torch.equal(pieces[:, :, :29], whole[:, :, :29])
     error = ((pieces - whole) ** 2).mean() / whole.var()

@@ -1,7 +1,10 @@
-"""Tracks from sightings made by hand."""
+"""Tracks from sightings made by hand, and from marionettes who cross."""
 
 import numpy as np
+import pytest
 
+from dynamictrl.mini.marionettes import MarionetteScene
+from dynamictrl.pose import BODY, NECK
 from dynamictrl.pose_tracking import Sighting, likeness, track
 
 
@@ -57,3 +60,30 @@ def test_no_sightings_give_an_empty_pose_of_the_right_length():
 def test_likeness_is_one_for_the_same_and_zero_for_the_distant():
     assert likeness(person(100), person(100)) > 0.999
     assert likeness(person(50), person(350)) < 1e-6
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.25])
+@pytest.mark.parametrize("seed", range(4))
+def test_two_marionettes_who_cross_keep_their_ids_though_one_hides_the_other(seed: int, hidden: float):
+    frames, size = 25, np.array([128.0, 192.0])
+    truth = (
+        MarionetteScene(seed, seed, seed, persons=2, close_up=False).render(frames, 192, 128, 12, supersampling=1).pose
+    )
+    apart = np.abs(np.diff(truth.keypoints[:, :, NECK, 0], axis=1)).mean()
+    rng, sightings, who = np.random.default_rng(seed), [], {}
+    for frame in range(frames):
+        shift = np.array([[1.6 * apart * frame / frames, 0]]) * size
+        points = [truth.keypoints[frame, 0] * size + shift, truth.keypoints[frame, 1] * size - shift]
+        near = abs(points[0][NECK, 0] - points[1][NECK, 0]) < hidden * apart * size[0]
+        found = []
+        for person in (0,) if near else rng.permutation(2):
+            seen = points[person][BODY]
+            box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])
+            found.append(Sighting(box, points[person], truth.scores[frame, person].astype(float)))
+            who[(frame, float(np.float32(points[person][NECK, 0] / size[0])))] = person
+        sightings.append(found)
+    poses = track(sightings, height=192, width=128)
+    assert poses.num_persons == 2
+    for person in range(2):
+        seen = np.nonzero(poses.present()[:, person])[0]
+        assert len({who[(int(frame), float(poses.keypoints[frame, person, NECK, 0]))] for frame in seen}) == 1
