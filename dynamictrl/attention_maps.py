@@ -285,9 +285,8 @@ class _Sums:
         for number, point in enumerate(self.points.tolist()):
             if start <= point < start + len(attention_RS):
                 self.sent[number] = attention_RS[point - start, length:]
-        video = places >= length
-        if bool(video.any()):
-            self._add_video(attention_RS[video], by_frame_RFP[video], places[video] - length)
+        video = slice(max(0, length - start), None)  # a view: copies would double the memory
+        self._add_video(attention_RS[video], by_frame_RFP[video], places[video] - length)
 
     def _add_video(self, attention_RS: Tensor, by_frame_RFP: Tensor, places: Tensor) -> None:
         frames, cells = places // self.grid.per_frame, places % self.grid.per_frame
