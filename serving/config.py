@@ -72,6 +72,9 @@ class Service:
     with the folder of its base, zai-org/CogVideoX1.5-5B-I2V, as `model`."""
     compatibility: Literal["none", "released"] = "none"
     """`released` renders as the published inference does, its lag of three frames included (docs/method.md)."""
+    alignment: Literal["auto", "limbs", "affine", "released", "none"] = "auto"
+    """How a driving video's poses are brought onto the person: `auto` is `limbs`, the person's own bone lengths, or
+    `released` with that compatibility (docs/driving.md)."""
     pose_model: str = "yzd-v/DWPose"
     """Folder, hub id or `mini/NAME` of the DWPose ONNX pair that reads driving videos."""
     data_folder: Path = Path("serving-data")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from dynamictrl import DynamiCtrlPipeline, conditioning, driving
 from dynamictrl.conventions import Compatibility
 from dynamictrl.errors import ConfigError
 from dynamictrl.images import read_image
+from dynamictrl.pose_alignment import Alignment
 from dynamictrl.video import read_video
 from serving.jobs import AnimationJob
 from serving.model_source import ModelSource
@@ -64,10 +65,12 @@ class Engine:
         dtype: str = "float32",
         threads: int = 0,
         compatibility: Compatibility = "none",
+        alignment: Alignment | Literal["auto"] = "auto",
     ):
         """Loads the weights; CheckpointError where they cannot be, ConfigError for a GPU that is not there.
 
-        `compatibility` is the pipeline's; with "released" poses are drawn and aligned as published, too.
+        `compatibility` is the pipeline's; with "released" poses are drawn and aligned as published, too, unless
+        `alignment` says otherwise (`driving.from_driving_video`).
         """
         if threads:
             torch.set_num_threads(threads)
@@ -75,6 +78,7 @@ class Engine:
         self.device = _device(device)
         self._pose_model = pose_model
         self._compatibility: Compatibility = compatibility
+        self._alignment: Alignment | None = None if alignment == "auto" else alignment
         self._estimator: PoseEstimator | None = None
         if not sys.stderr.isatty():
             diffusers_logging.disable_progress_bar()
@@ -152,7 +156,7 @@ class Engine:
         if job.pose_video is not None:
             return driving.from_pose_video(video, **shape)
         style = "released" if self._compatibility == "released" else "scaled"
-        return driving.from_driving_video(video, image, self.estimator, style=style, **shape)
+        return driving.from_driving_video(video, image, self.estimator, style=style, alignment=self._alignment, **shape)
 
     def _render(
         self, job: AnimationJob, image: Image.Image, pose_video: NDArray[np.uint8], after_step: Callable[..., Any]

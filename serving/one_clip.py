@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynamictrl.errors import InputError
 
@@ -39,6 +39,9 @@ class Animate:
     """Folder or hub id whose transformer takes the place of the model's own, as released masked models need it."""
     compatibility: Literal["none", "released"] = "none"
     """`released` renders as the published inference does, its lag of three frames included (docs/method.md)."""
+    alignment: Literal["auto", "limbs", "affine", "released", "none"] = "auto"
+    """How a driving video's poses are brought onto the person: `auto` is `limbs`, the person's own bone lengths, or
+    `released` with that compatibility (docs/driving.md)."""
     pose_model: str = ""
     """DWPose folder, hub id or mini/dwpose; empty means the one that goes with the model."""
     size: str | None = None
@@ -53,6 +56,10 @@ class Animate:
     """The same seed and inputs give the same clip."""
     fps: float | None = None
     """Frames per second of the clip; the video is resampled to it. Default: the video's own."""
+    lora: str = ""
+    """A LoRA file, folder or hub id to put on the model, such as RUN/model/lora."""
+    lora_scale: float = 1.0
+    """How strongly the LoRA acts; 0 is not at all."""
     keep_audio: bool = False
     """The clip keeps the video's sound, cut to exactly its frames; where there is none it is silent, with a note."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -83,9 +90,12 @@ def animate_one(request: Animate, show: Show) -> str:
     on_gpu = request.device == "cuda" or (request.device == "auto" and torch.cuda.is_available())
     dtype = request.dtype if request.dtype != "auto" else "bfloat16" if on_gpu else "float32"
     pose_model = request.pose_model or ("mini/dwpose" if source.mini else "yzd-v/DWPose")
-    clip = Engine(source, pose_model, device=request.device, dtype=dtype, compatibility=request.compatibility).animate(
-        job, on_step=show
-    )
+    ways: dict[str, Any] = {"compatibility": request.compatibility, "alignment": request.alignment}
+    engine = Engine(source, pose_model, device=request.device, dtype=dtype, **ways)
+    if request.lora:
+        engine.pipeline.load_lora_weights(request.lora, adapter_name="lora")
+        engine.pipeline.set_adapters("lora", request.lora_scale)
+    clip = engine.animate(job, on_step=show)
     write_video(request.out, clip.frames, clip.fps)
     seconds, note = len(clip.frames) / clip.fps, ""
     if job.sound_source is not None and not keep_sound(job.sound_source, request.out, seconds=seconds):

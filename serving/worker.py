@@ -50,6 +50,7 @@ class Worker:
             dtype=service.dtype,
             threads=service.threads,
             compatibility=service.compatibility,
+            alignment=service.alignment,
         )
         self.engine.warm_up(service.defaults.width, service.defaults.height)
         self.model = ServedModel(source.name, source.version, source.mini)

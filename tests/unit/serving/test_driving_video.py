@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from dynamictrl.errors import InputError
 from dynamictrl.mini.marionettes import sample_clip
 from dynamictrl.pose_drawing import draw_pose
-from dynamictrl.video import write_video
+from dynamictrl.video import read_video, write_video
 from serving.__main__ import main
 from serving.api import build_api
 from serving.engine import Engine
@@ -63,6 +63,21 @@ def test_the_released_way_draws_and_aligns_as_published(tiny_model: Path, media:
     own = draw_pose(engine.estimator(np.asarray(image)[None]), 192, 128, style="released")
     assert np.array_equal(engine._motion(job, image).pose_video[0], own[0])
     assert engine.animate(job).frames.shape == (5, 192, 128, 3)
+
+
+def test_the_alignment_can_be_chosen_and_limbs_are_the_default(tiny_model: Path, media: Media, engine: Engine):
+    job = AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving)
+    image = Image.open(media.person)
+    drawn = {"auto": engine._motion(job, image).pose_video}
+    for name in ("limbs", "affine", "none"):
+        other = Engine(locate(str(tiny_model)), "mini/dwpose", device="cpu", threads=1, alignment=name)
+        other._estimator = engine.estimator
+        drawn[name] = other._motion(job, image).pose_video
+    assert np.array_equal(drawn["auto"], drawn["limbs"])
+    assert not np.array_equal(drawn["limbs"], drawn["affine"])
+    # Both videos are 192x128: where nothing is aligned, poses lie where the estimator found them.
+    frames = read_video(media.driving, num_frames=5).frames
+    assert np.array_equal(drawn["none"], draw_pose(engine.estimator(frames), 192, 128))
 
 
 def test_an_image_without_a_person_is_refused(engine: Engine, media: Media):
