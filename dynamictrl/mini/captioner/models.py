@@ -82,7 +82,7 @@ def preparation(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
     return Qwen2VLProcessor(
         Qwen2VLImageProcessor(size=dict(size), **sizes),
         tokenizer,
-        Qwen2VLVideoProcessor(size=dict(size), max_frames=FRAMES, **sizes),
+        Qwen2VLVideoProcessor(size=dict(size), max_frames=FRAMES, cap_pixels_per_frame=True, **sizes),
         chat_template=CHAT_TEMPLATE,
     )
 

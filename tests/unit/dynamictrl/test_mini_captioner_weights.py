@@ -58,13 +58,13 @@ def test_noise_and_darkness_give_words_or_a_reason_and_no_crash(captioner: Qwen2
 
 def test_a_clip_takes_at_most_two_seconds_on_two_cores(captioner: Qwen2VLCaptioner):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     frames = np.random.default_rng(0).integers(0, 256, (25, 192, 128, 3), np.uint8)
     captioner(frames)
-    # Processor time, since the machine may be shared: of two cores, two seconds are four.
+    # Processor time of one thread, since the machine may be shared: two cores are not slower.
     spent = _cpu_seconds(captioner, frames)
     torch.set_num_threads(before)
-    assert spent <= 4.0
+    assert spent <= 2.0
 
 
 def _cpu_seconds(captioner: Qwen2VLCaptioner, frames: np.ndarray) -> float:
