@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dynamictrl.audio import Sound, add_sound, read_sound
@@ -46,6 +47,28 @@ def test_the_videos_sound_is_kept_on_request(
     assert sound is not None
     assert sound.samples.shape == (2, 36000)
     assert read_video(tmp_path / "o.mp4").frames.shape == (9, 96, 64, 3)
+
+
+def test_a_lora_acts_as_strongly_as_asked(
+    tiny_model: Path, person_and_pose: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from safetensors.torch import save_file
+
+    person, pose = person_and_pose
+    name = "transformer.transformer_blocks.1.ff.net.2"
+    noise = torch.Generator().manual_seed(0)
+    update = {"lora_A": torch.randn(2, 128, generator=noise), "lora_B": torch.randn(32, 2, generator=noise)}
+    save_file({f"{name}.{side}.weight": value for side, value in update.items()}, tmp_path / "lora.safetensors")
+    frames = []
+    for words in ([], ["--lora-scale", 0.0], ["--lora-scale", 1.0]):
+        lora = ["--lora", tmp_path / "lora.safetensors", *words] if words else []
+        assert animate(tiny_model, person, tmp_path / "o.mp4", "--pose-video", pose, "--num-frames", 5, *lora) == 0
+        frames.append(read_video(tmp_path / "o.mp4").frames)
+    np.testing.assert_array_equal(frames[0], frames[1])
+    assert (frames[0] != frames[2]).any()
+
+    assert animate(tiny_model, person, tmp_path / "o.mp4", "--pose-video", pose, "--lora", tmp_path / "none") == 2
+    assert "does not exist" in reason(capsys)
 
 
 def test_a_real_image_follows_a_real_pose_rendering(tiny_model: Path, shared_data: Path, tmp_path: Path):
