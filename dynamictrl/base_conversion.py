@@ -22,7 +22,7 @@ from torch import Tensor
 from dynamictrl import base_weights, weights
 from dynamictrl.base_weights import Blueprint, Source
 from dynamictrl.errors import CheckpointError, ConfigError
-from dynamictrl.weight_files import place, write_tensors
+from dynamictrl.weight_files import fingerprint, place, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def convert(order: Order, out: Path, *, link: bool = True) -> Conversion:
         out, order.pose_control, plan.channels, plan.parameters_before, plan.parameters_after, len(plan.taken),
         plan.fresh, plan.left_out,
     )  # fmt: skip
-    record = _record(order, done)
+    record = _record(order, done, fingerprint(source.files))
     if _is_done(out, record):
         logger.info("%s is this very conversion already", out)
         return done
@@ -161,17 +161,23 @@ def _check_fit(folder: Path, plan: Blueprint) -> None:
             )
 
 
-def _record(order: Order, done: Conversion) -> dict[str, Any]:
+def _record(order: Order, done: Conversion, weights_taken: str) -> dict[str, Any]:
     wanted = asdict(order) | {"dtype": str(order.dtype).removeprefix("torch.") if order.dtype else "the source's"}
-    # A base that lies elsewhere today is the same base: only its name is kept, never this machine's path.
-    wanted |= {name: Path(wanted[name]).name for name in ("base", "transformer")}
+    # A base that lies elsewhere today is the same base if its weights are: this machine's paths are not kept.
+    wanted |= {name: _shown(wanted[name]) for name in ("base", "transformer")}
     return {
         "order": wanted,
+        "source_weights": weights_taken,
         "parameters_before": done.parameters_before,
         "parameters_after": done.parameters_after,
         "input_channels": list(done.channels),
         "new": _patterns(done.fresh),
     }
+
+
+def _shown(name: str) -> str:
+    """A hub id as it is, a folder by its own name."""
+    return Path(name).name if Path(name).expanduser().is_dir() else name
 
 
 def _is_done(out: Path, record: dict[str, Any]) -> bool:
@@ -297,10 +303,10 @@ def _patterns(keys: tuple[str, ...]) -> list[str]:
 
 
 def _card(order: Order, done: Conversion) -> str:
-    base = Path(order.base).name
+    base = _shown(order.base)
     start = "at zero: until it is trained the model is the base" if order.silent_pose else "at torch's defaults"
     state = f"Its pose control is new and starts {start}; **train it before use**." if done.fresh else ""
-    lent = f" Its transformer is {Path(order.transformer).name}'s." if order.transformer else ""
+    lent = f" Its transformer is {_shown(order.transformer)}'s." if order.transformer else ""
     return f"""---
 library_name: diffusers
 pipeline_tag: image-to-video

@@ -8,6 +8,7 @@ is settled from the files' headers (`blueprint`), before a weight is read; `base
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.pose_control import DirectAddition, input_channels, pose_control_class
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
 from dynamictrl.weight_files import DTYPES
+
+logger = logging.getLogger(__name__)
 
 STOCK_CLASS = "CogVideoXTransformer3DModel"
 PUBLISHED_CLASS = "DynamiCtrlTransformerModel"
@@ -182,6 +185,8 @@ def blueprint(source: Source, pose_control: str, *, silent: bool = False, fresh_
     model = _without_memory(config)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     goes_on = source.config.get("pose_control") == pose_control and not fresh_pose
+    if silent and goes_on:
+        logger.warning("%s has %s already, which is kept: it does not start silent", source.folder, pose_control)
     left_out = tuple(key for key in source.shapes if _CONTROL in key and not goes_on)
     taken = tuple(key for key in source.shapes if key not in set(left_out))
     fresh = () if goes_on else tuple(key for key in shapes if _CONTROL in key)

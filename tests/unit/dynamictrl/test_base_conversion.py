@@ -181,6 +181,13 @@ def test_a_second_call_changes_nothing_and_another_order_is_refused(bases, tmp_p
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(ConfigError, match="choose another --out"):
         convert(Order(base=str(bases["2b"]), silent_pose=True), out)
+    namesake = tmp_path / "elsewhere" / "2b"
+    shutil.copytree(bases["2b"], namesake)
+    convert(Order(base=str(namesake)), out)  # the same weights in another place
+    file = namesake / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ConfigError, match="choose another --out"):
+        convert(Order(base=str(namesake)), out)
 
 
 def published(base: Path, folder: Path) -> tuple[Path, DynamiCtrlTransformer3DModel]:
