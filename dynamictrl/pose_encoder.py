@@ -34,12 +34,11 @@ class PoseEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         if len(widths) != 3 or min(widths) < 1:
             raise ConfigError(f"widths is {widths}; it must be three channel counts, one for each halving")
-        steps = [nn.Conv2d(3, widths[0], 3, padding=1)]
-        steps += [
+        # Halved from the first layer on: at full size one activation of a 37-frame clip would take gigabytes.
+        self.spatial = nn.ModuleList(
             nn.Conv2d(before, after, 4, stride=2, padding=1)
-            for before, after in zip((widths[0], *widths[:-1]), widths, strict=True)
-        ]
-        self.spatial = nn.ModuleList(steps)
+            for before, after in zip((3, *widths[:-1]), widths, strict=True)
+        )
         self.temporal = nn.Conv3d(widths[-1], widths[-1], (FRAMES_PER_LATENT, 1, 1), stride=(FRAMES_PER_LATENT, 1, 1))
         self.out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
         for layer in self.modules():

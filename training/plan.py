@@ -270,11 +270,28 @@ def memory(
     if not recipe.model.recompute_activations:
         kept = blocks * (ACTIVATION_COPIES + carried - 1) * stream
     frozen = (COGVIDEOX_VAE + T5_XXL_ENCODER) * weight if config["text_embed_dim"] == 4096 else 0
+    expert = {"pose encoder": pose_encoder_memory(recipe, config, weight) / GB}
     return {
         "weights": parameters * weight / shards["weights"] / GB,
         "gradients": trained * weight / shards["gradients"] / GB,
         "optimizer": trained * 12 / shards["states"] / GB,
         "activations": kept / GB,
         "frozen encoders": frozen / GB,
+        **(expert if recipe.model.pose_encoding == "expert" else {}),
         "runtime": RUNTIME_GB,
     }
+
+
+def pose_encoder_parameters(latent_channels: int) -> int:
+    """Of the expert pose encoder in its default widths."""
+    halvings = sum(16 * before * after + after for before, after in ((3, 32), (32, 64), (64, 128)))
+    return halvings + (4 * 128 * 128 + 128) + (9 * 128 * latent_channels + latent_channels)
+
+
+def pose_encoder_memory(recipe: Recipe, config: Mapping[str, Any], weight: int) -> float:
+    """Bytes: weights, gradients and optimizer states, and what its layers keep for the backward pass."""
+    clips = recipe.clips
+    pixels = clips.num_frames * clips.height * clips.width * recipe.optimization.micro_batch_size
+    # Each layer's output is kept before and after its activation.
+    kept = 2 * pixels * (32 / 4 + 64 / 16 + 128 / 64)
+    return pose_encoder_parameters(config["out_channels"]) * (2 * weight + 12) + kept * weight

@@ -20,7 +20,9 @@ from training.plan import (
 from training.recipes import dynamictrl_2b, dynamictrl_5b, mini
 
 
-@pytest.mark.parametrize("pose_control", ["padaln", "cross_attention", "unified_tokens", "direct_addition"])
+@pytest.mark.parametrize(
+    "pose_control", ["padaln", "padaln_residual", "cross_attention", "unified_tokens", "direct_addition"]
+)
 @pytest.mark.parametrize("base", ["1.0", "1.5"])
 def test_the_parameter_count_is_the_real_models(base: str, pose_control: str):
     from dynamictrl.mini.tiny import tiny_transformer
@@ -28,6 +30,18 @@ def test_the_parameter_count_is_the_real_models(base: str, pose_control: str):
     model = tiny_transformer(base, pose_control)  # pyright: ignore[reportArgumentType]
 
     assert transformer_parameters(model.config, pose_control) == sum(p.numel() for p in model.parameters())
+
+
+def test_an_expert_pose_encoder_is_counted():
+    from dynamictrl.pose_encoder import PoseEncoder
+    from training.plan import pose_encoder_parameters
+
+    assert pose_encoder_parameters(16) == sum(p.numel() for p in PoseEncoder().parameters())
+    shared = dynamictrl_5b()
+    expert = replace(shared, model=replace(shared.model, pose_encoding="expert"))
+    extra = plan(expert).total_gb - plan(shared).total_gb
+    # 37 frames of 768x1360 in bf16, three layers: about two gigabytes.
+    assert extra == pytest.approx(2 * 37 * 768 * 1360 * 14 * 2 / 1e9, rel=0.02)
 
 
 def test_the_published_models_have_their_published_sizes():

@@ -113,7 +113,7 @@ def test_every_zero_stage_exports_the_same_weights(
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
-@pytest.mark.parametrize("pose_control", ["cross_attention", "direct_addition", "unified_tokens"])
+@pytest.mark.parametrize("pose_control", ["padaln_residual", "cross_attention", "direct_addition", "unified_tokens"])
 def test_every_pose_control_trains_from_the_same_base(
     recipe: Recipe, small_dataset: Path, tmp_path: Path, pose_control: PoseControl
 ):
