@@ -24,8 +24,8 @@ numbers are in `measured.json`, the parser that reads the captions is `dynamictr
 |---|---|
 {table}
 
-`mean` is over the attributes, `all` the share of captions without any fault. A jumper differs from a long-sleeved shirt
-by a hem three pixels lower; most faults of `top_kind` are that.
+`mean` is over the attributes, `all` the share of captions without any fault. A jumper is drawn as a long-sleeved shirt
+with a hem some three pixels lower, so these two are hard to tell apart.
 
 ## Retrain
 
