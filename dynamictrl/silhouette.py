@@ -41,6 +41,13 @@ BONES = (
     (LEFT_ELBOW, LEFT_WRIST, 0.10), (RIGHT_HIP, RIGHT_KNEE, 0.18), (RIGHT_KNEE, RIGHT_ANKLE, 0.13),
     (LEFT_HIP, LEFT_KNEE, 0.18), (LEFT_KNEE, LEFT_ANKLE, 0.13), (NECK, NOSE, 0.14),
 )  # fmt: skip
+CUT_LIMBS = (
+    (NECK, RIGHT_SHOULDER, RIGHT_ELBOW, 0.6, 0.13), (RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST, 0.5, 0.10),
+    (NECK, LEFT_SHOULDER, LEFT_ELBOW, 0.6, 0.13), (LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST, 0.5, 0.10),
+    (RIGHT_SHOULDER, RIGHT_HIP, RIGHT_KNEE, 0.8, 0.18), (RIGHT_HIP, RIGHT_KNEE, RIGHT_ANKLE, 0.8, 0.13),
+    (LEFT_SHOULDER, LEFT_HIP, LEFT_KNEE, 0.8, 0.18), (LEFT_HIP, LEFT_KNEE, LEFT_ANKLE, 0.8, 0.13),
+)  # fmt: skip
+"""The joint before, the last joint seen, the joint cut off; length and half the width in trunk lengths."""
 TRUNK = (RIGHT_SHOULDER, LEFT_SHOULDER, LEFT_HIP, RIGHT_HIP)
 TRUNK_MARGIN = 0.07
 HEAD_JOINTS = (NOSE, 14, 15, 16, 17)
@@ -124,6 +131,9 @@ def draw_person(
     for start, end, share in BONES:
         if seen[start] and seen[end]:
             _capsule(layer, pixels_J2[start], pixels_J2[end], share * unit, value)
+    if widening >= LIKELY:
+        for start, end, share in _cut_limbs(pixels_J2, seen, unit / widening, width, height):
+            _capsule(layer, start, end, share * unit, value)
     _hull(layer, pixels_J2[list(TRUNK)][seen[list(TRUNK)]], TRUNK_MARGIN * unit, value)
     head = np.concatenate([pixels_J2[FACE][seen[FACE]], pixels_J2[list(HEAD_JOINTS)][seen[list(HEAD_JOINTS)]]])
     _hull(layer, np.concatenate([head, _crown(pixels_J2, seen, widening)]), HEAD_MARGIN * unit, value)
@@ -134,6 +144,21 @@ def draw_person(
         (RIGHT_FOOT, FOOT_MARGIN),
     ):
         _hull(layer, pixels_J2[part][seen[part]], margin * unit, value)
+
+
+def _cut_limbs(
+    pixels_J2: NDArray[np.float32], seen: NDArray[np.bool_], trunk: float, width: int, height: int
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32], float]]:
+    """Bones whose far end the frame cuts off, as a guess: they go on as the bone before them does."""
+    cut = []
+    for before, start, end, length, share in CUT_LIMBS:
+        if not seen[start] or seen[end] or not seen[before]:
+            continue
+        along = pixels_J2[start] - pixels_J2[before]
+        guess = pixels_J2[start] + along * (length * trunk / max(float(np.linalg.norm(along)), 1.0))
+        if not (0 <= guess[0] < width and 0 <= guess[1] < height):
+            cut.append((pixels_J2[start], guess, share))
+    return cut
 
 
 def _crown(pixels_J2: NDArray[np.float32], seen: NDArray[np.bool_], widening: float) -> NDArray[np.float32]:

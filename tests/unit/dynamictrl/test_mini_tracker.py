@@ -14,9 +14,11 @@ from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.mini.stream import NUM_FRAMES, Pool, draw_example
 from dynamictrl.mini.tracker.clips import TrackClips, draw_prompts, draw_times
 from dynamictrl.mini.tracker.evaluate import overlaps
+from dynamictrl.mini.tracker.held_out import held_out_clip
 from dynamictrl.mini.tracker.models import TrackerSize, new_tracker, picture_preparation
 from dynamictrl.mini.tracker.train import Settings, Training, mask_loss
 from dynamictrl.mini.tracker.unroll import unroll
+from dynamictrl.weights import MINI
 
 SMALL = TrackerSize(image=96, stages=(8, 16, 32), blocks=(1, 1, 2), memory_layers=1)
 
@@ -124,3 +126,11 @@ def test_overlap_is_per_person_whatever_their_labels():
     assert overlaps(swapped, true) == [[1.0, 1.0], [1.0, 1.0]]
     swapped[1, :4] = 0
     assert overlaps(swapped, true) == [[1.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.skipif(not (MINI / "tracker").is_dir(), reason="the trained tracker is not among the shipped weights")
+def test_the_shipped_tracker_follows_marionettes_that_no_trainer_drew():
+    clip = held_out_clip(0)
+    part = slice(0, 8)
+    masks = Sam2MaskTracker("mini/tracker", "cpu")(clip.frames[part], clip.pose.frames(part))
+    assert all(np.mean(person) > 0.8 for person in overlaps(masks, clip.persons[part]))
