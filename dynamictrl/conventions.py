@@ -161,13 +161,19 @@ class Released(Conventions):
     def applied(self, pipeline: DynamiCtrlPipeline) -> Iterator[None]:
         vae, scheduler = pipeline.vae, pipeline.scheduler
         before = (vae.use_tiling, vae.use_slicing)
-        vae.use_tiling = vae.use_slicing = True
+        vae.use_slicing = True
+        vae.use_tiling = before[0] or _tiles_add_up(vae)
         pipeline.scheduler = CogVideoXDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
         try:
             yield
         finally:
             vae.use_tiling, vae.use_slicing = before
             pipeline.scheduler = scheduler
+
+
+def _tiles_add_up(vae: AutoencoderKLCogVideoX) -> bool:
+    """Whether diffusers' tiles, which overlap by a sixth and a fifth, join to the picture's size (CogVideoX's: yes)."""
+    return vae.tile_latent_min_height % 6 == 0 and vae.tile_latent_min_width % 5 == 0
 
 
 CONVENTIONS: dict[str, type[Conventions]] = {"none": Conventions, "released": Released}

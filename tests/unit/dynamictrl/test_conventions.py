@@ -151,6 +151,25 @@ def test_nothing_of_the_pipeline_is_changed_by_a_released_call(pipelines):
     assert not pipeline.vae.use_slicing
 
 
+def test_tiles_are_used_where_they_join_and_left_off_where_they_would_not(pipelines):
+    """The published VAE's tiles are 30 x 45 latents. Others, such as 12 x 8, come back a column too wide."""
+    vae = pipelines["1.5"].vae
+    large = np.random.default_rng(0).integers(0, 256, (5, 96, 80, 3), dtype=np.uint8)
+    tiles = (vae.tile_latent_min_height, vae.tile_latent_min_width)
+    seen = []
+    decode = vae.tiled_decode
+    vae.tiled_decode = lambda z, **options: seen.append(z.shape) or decode(z, **options)
+    try:
+        for rows, columns in (tiles, (tiles[0], 4)):
+            vae.tile_latent_min_height, vae.tile_latent_min_width = rows, columns
+            clip, _ = released(pipelines["1.5"], 5, large, steps=1)
+            assert clip.shape == (1, 5, 3, 96, 80)
+    finally:
+        del vae.tiled_decode
+        vae.tile_latent_min_height, vae.tile_latent_min_width = tiles
+    assert seen == [(1, 16, 2, 12, 10)]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
