@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dynamictrl.errors import ConfigError
 from pipelines.pipeline import Pipeline
-from pipelines.stages.caption import SIDECAR, Caption
+from pipelines.stages.caption import Caption
 from pipelines.stages.cut_clips import CutClips
 from pipelines.stages.encode_latents import EncodeLatents
 from pipelines.stages.estimate_pose import EstimatePose
@@ -71,7 +71,7 @@ def curate() -> Curation:
 def curate_mini() -> Curation:
     """The same way on the CPU with the project's small models: what the demo and the tests run.
 
-    Masks are seeded by the skeleton and captions come from side-car text: neither needs weights.
+    Masks are seeded by the skeleton, which needs no weights.
     """
     return Curation(
         time_limit=300.0,
@@ -84,7 +84,7 @@ def curate_mini() -> Curation:
         pose=EstimatePose(weights="mini/dwpose", device="cpu"),
         person=KeepPerson(least_presence=0.7, least_height=0.2, least_body=0.4),
         masks=TrackMasks(tracker=SKELETON_SEEDED, device="cpu"),
-        caption=Caption(captioner=SIDECAR, required=False, device="cpu"),
+        caption=Caption(captioner="mini/captioner", required=False, device="cpu"),
         # Small shards, so that two training workers have one each even in the demo.
         shards=WriteShards(size=1.0),
     )

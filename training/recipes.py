@@ -115,10 +115,10 @@ def mini() -> Recipe:
             loader_threads=0,
         ),
         optimization=Optimization(
-            steps=100, batch_size=8, micro_batch_size=4, learning_rate=3e-5, warmup_steps=10, weight_decay=1e-4
+            steps=40, batch_size=4, micro_batch_size=2, learning_rate=2e-5, warmup_steps=5, weight_decay=1e-4
         ),
         workers=Workers(num_workers=2, device="cpu", zero_stage=2, precision="fp32", threads_per_worker=1),
-        records=Records(checkpoint_every=50, log_every=10),
+        records=Records(checkpoint_every=20, log_every=5),
     )
 
 
@@ -128,7 +128,9 @@ def mini_from_base() -> Recipe:
     return replace(
         start,
         model=replace(start.model, base="mini/base", fresh_pose=True),
-        optimization=replace(start.optimization, steps=7_000, learning_rate=1e-3, warmup_steps=100),
+        optimization=replace(
+            start.optimization, steps=16_000, batch_size=192, micro_batch_size=4, learning_rate=1.5e-3, warmup_steps=100
+        ),
     )
 
 

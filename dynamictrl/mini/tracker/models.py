@@ -39,6 +39,7 @@ class TrackerSize:
 def tracker_config(size: TrackerSize | None = None) -> Sam2VideoConfig:
     """The configuration of the shipped model, or of another size."""
     from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VisionConfig
+    from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMaskDecoderConfig
 
     size = size or TrackerSize()
     grid = size.image // STRIDE
@@ -73,18 +74,19 @@ def tracker_config(size: TrackerSize | None = None) -> Sam2VideoConfig:
             "patch_size": STRIDE,
             "mask_input_channels": 4,
         },
-        mask_decoder_config={
-            "hidden_size": size.width,
-            "mlp_dim": size.width // 2,
-            "num_hidden_layers": size.decoder_layers,
-            "num_attention_heads": 4,
-            "attention_downsample_rate": 2,
+        # As an object: some releases of transformers take a dictionary here for the prompt encoder's.
+        mask_decoder_config=Sam2VideoMaskDecoderConfig(
+            hidden_size=size.width,
+            mlp_dim=size.width // 2,
+            num_hidden_layers=size.decoder_layers,
+            num_attention_heads=4,
+            attention_downsample_rate=2,
             # A box and four points leave nothing open: one mask, of which the class otherwise keeps four.
-            "num_multimask_outputs": 0,
-            "iou_head_depth": 2,
-            "iou_head_hidden_dim": 16,
-            "dynamic_multimask_via_stability": False,
-        },
+            num_multimask_outputs=0,
+            iou_head_depth=2,
+            iou_head_hidden_dim=16,
+            dynamic_multimask_via_stability=False,
+        ),
         image_size=size.image,
         num_maskmem=size.memories,
         max_object_pointers_in_encoder=size.memories,

@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXImageToVideoPipeline
 from PIL import Image
+from transformers import T5EncoderModel
 
 from dynamictrl import conditioning, latents, metrics, weights
 from dynamictrl.animation import DynamiCtrlPipeline
+from dynamictrl.base_weights import from_base
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Denoising
 from dynamictrl.mini.latent_pool import LatentPool, encode_clips, tokenize
 from dynamictrl.mini.stream import HELD_OUT_SEED, Example, draw_example
+from dynamictrl.mini.train_text import Captions, decodability, word
+from dynamictrl.transformer import DynamiCtrlTransformer3DModel
 
 MEGABYTE = 1_000_000
 
@@ -33,8 +38,8 @@ def mini() -> DynamiCtrlPipeline:
 
 
 @pytest.fixture(scope="module")
-def base() -> DynamiCtrlPipeline:
-    return DynamiCtrlPipeline.from_pretrained("mini/base", torch_dtype=torch.float32)
+def base() -> CogVideoXImageToVideoPipeline:
+    return CogVideoXImageToVideoPipeline.from_pretrained(weights.resolve("mini/base"), torch_dtype=torch.float32)
 
 
 def test_the_whole_family_takes_at_most_30_megabytes():
@@ -59,7 +64,7 @@ def test_both_folders_share_vae_and_text_encoder():
 
 @torch.no_grad()
 def test_the_vae_returns_pictures_and_pose_drawings(mini: DynamiCtrlPipeline, held_out: list[Example]):
-    for frames, floor_db in ((held_out[1].video, 26.0), (held_out[1].pose, 27.0)):
+    for frames, floor_db in ((held_out[1].video, 28.0), (held_out[1].pose, 27.0)):
         part = frames[:9]
         encoded = latents.encode(mini.vae, conditioning.to_pixels(part), sample=False)
         pixels = latents.decode(mini.vae, encoded, len(part))[0].permute(1, 2, 3, 0)
@@ -69,24 +74,28 @@ def test_the_vae_returns_pictures_and_pose_drawings(mini: DynamiCtrlPipeline, he
 
 @torch.no_grad()
 def test_latents_have_about_unit_spread(mini: DynamiCtrlPipeline, held_out: list[Example]):
-    encoded = latents.encode(mini.vae, conditioning.to_pixels(held_out[0].video[:9]))
-    assert 0.6 < float(encoded.std()) < 1.6
+    for frames in (held_out[0].video, held_out[0].pose):
+        encoded = latents.encode(mini.vae, conditioning.to_pixels(frames[:9]))
+        assert 0.6 < float(encoded.std()) < 1.6
+        mean_C = encoded.mean(dim=(0, 1, 3, 4))
+        assert float(mean_C.square().mean().sqrt()) < 0.8  # a constant would drown what stands out of it
 
 
 @pytest.fixture(scope="module")
 def encoded(mini: DynamiCtrlPipeline, held_out: list[Example]) -> LatentPool:
     torch.manual_seed(0)
-    clips = (torch.from_numpy(np.stack([getattr(e, name) for e in held_out])) for name in ("video", "pose"))
+    video, pose = (torch.from_numpy(np.stack([getattr(e, name) for e in held_out])) for name in ("video", "pose"))
+    masks = torch.from_numpy(np.stack([e.masks[0] for e in held_out]))
     tokens = tokenize(mini.tokenizer, [e.caption for e in held_out])
-    return LatentPool(*encode_clips(mini.vae, *clips), tokens, tokenize(mini.tokenizer, [""])[0])
+    return LatentPool(*encode_clips(mini.vae, video, pose, masks), tokens, tokenize(mini.tokenizer, [""])[0])
 
 
 @torch.no_grad()
-def _loss(pipeline: DynamiCtrlPipeline, pool: LatentPool, order: list[int]) -> float:
-    denoising, total = Denoising(pipeline.transformer, pipeline.text_encoder, pool), 0.0
+def _loss(transformer: DynamiCtrlTransformer3DModel, text: T5EncoderModel, pool: LatentPool, order: list[int]) -> float:
+    denoising, total = Denoising(transformer, text, pool), 0.0
     image = torch.zeros_like(pool.video_NFCHW)
     image[:, 0] = pool.reference_NVCHW[:, 0]
-    for timestep in (500, 750, 950):
+    for timestep in (750, 950):
         torch.manual_seed(1)
         timesteps = torch.full((len(pool),), timestep)
         total += float(
@@ -95,16 +104,28 @@ def _loss(pipeline: DynamiCtrlPipeline, pool: LatentPool, order: list[int]) -> f
     return total
 
 
-def test_poses_change_nothing_in_the_base(base: DynamiCtrlPipeline, encoded: LatentPool):
-    assert _loss(base, encoded, [0, 1, 2]) == _loss(base, encoded, [1, 2, 0])
-
-
 def test_the_own_pose_helps_to_denoise_a_held_out_clip_and_another_s_harms(
-    mini: DynamiCtrlPipeline, base: DynamiCtrlPipeline, encoded: LatentPool
+    mini: DynamiCtrlPipeline, base: CogVideoXImageToVideoPipeline, encoded: LatentPool
 ):
-    own, other = _loss(mini, encoded, [0, 1, 2]), _loss(mini, encoded, [1, 2, 0])
-    assert own < other
-    assert own < _loss(base, encoded, [0, 1, 2])
+    text = mini.text_encoder
+    assert isinstance(text, T5EncoderModel)
+    own, other = (_loss(mini.transformer, text, encoded, order) for order in ([0, 1, 2], [1, 2, 0]))
+    assert own < 0.7 * other
+    without = from_base("mini/base", silent=True, dtype=torch.float32)
+    assert own < 0.9 * _loss(without, text, encoded, [0, 1, 2])
+
+
+def test_what_a_caption_says_is_linearly_readable_from_its_embedding(mini: DynamiCtrlPipeline):
+    assert isinstance(mini.text_encoder, T5EncoderModel)
+    worded = [word(HELD_OUT_SEED, index) for index in range(1500)]
+    names = {key: sorted({said[key] for _, said in worded}) for key in worded[0][1]}
+    captions = Captions.of(mini.tokenizer, worded, names)
+    parts = [
+        Captions(captions.tokens_NL[part], {key: value[part] for key, value in captions.classes.items()})
+        for part in (slice(0, 1100), slice(1100, None))
+    ]
+    shares = decodability(mini.text_encoder, *parts, names)
+    assert float(np.mean(list(shares.values()))) >= 0.99, shares
 
 
 def test_a_clip_comes_out_as_asked(mini: DynamiCtrlPipeline, held_out: list[Example]):

@@ -79,6 +79,6 @@ def test_the_real_recipe_names_the_real_models_and_the_mini_one_does_not():
     assert (mini.pose.weights, mini.masks.tracker, mini.caption.captioner) == (
         "mini/dwpose",
         "skeleton-seeded",
-        "sidecar",
+        "mini/captioner",
     )
     assert all(stage.num_gpus == 0 for stage in mini.stages("clip"))
