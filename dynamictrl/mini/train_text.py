@@ -52,7 +52,8 @@ class Settings:
 def word(seed: int, index: int) -> tuple[str, dict[str, str]]:
     """Caption number `index` of a seed, and what it says by name."""
     rng = np.random.default_rng([seed, index])
-    scene = MarionetteScene(*(int(s) for s in rng.integers(2**31, size=3)))
+    character, motion, background = (int(s) for s in rng.integers(2**31, size=3))
+    scene = MarionetteScene(character, motion, background)
     people = scene.people()
     actions, place = scene.actions(len(people)), choose_place(rng)
     return caption_of(rng, people, actions, place), said(attributes_of(people, actions, place))
@@ -104,7 +105,7 @@ def train(encoder: T5EncoderModel, captions: Captions, names: dict[str, list[str
     torch.manual_seed(settings.seed)
     heads = nn.ModuleDict({key: nn.Linear(models.TEXT_WIDTH, len(known)) for key, known in names.items()})
     heads.to(settings.device)
-    encoder.to(settings.device).train()
+    nn.Module.to(encoder, settings.device).train()
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     start = time.monotonic()
@@ -164,7 +165,7 @@ def main() -> None:
     captions = Captions.of(tokenizer, worded, names)
     train(encoder, captions, names, settings)
     seconds = time.monotonic() - start
-    encoder.half().float().to("cpu")  # measured as shipped: fp16 weights, computed in fp32
+    nn.Module.to(encoder.half().float(), "cpu")  # measured as shipped: fp16 weights, computed in fp32
     fit = Captions(captions.tokens_NL[:8000], {key: value[:8000] for key, value in captions.classes.items()})
     held_out = Captions.of(tokenizer, [word(HELD_OUT_SEED, index) for index in range(options["held_out"])], names)
     measured = decodability(encoder, fit, held_out, names)
