@@ -35,10 +35,10 @@ def follows_prompt(
     right, pictures = [], []
     for index in range(count):
         scene, asked = _task(kind, index)
-        wanted = _drawn(scene, kind, asked)
-        given = _masked(_drawn(scene, kind, _another(kind, asked)), kind)
+        wanted = drawn(scene, kind, asked)
+        given = _masked(drawn(scene, kind, _another(kind, asked)), kind)
         made = make(given, draw_pose(wanted.pose, HEIGHT, WIDTH), wanted.caption, index)
-        found = _nearest(made, scene, kind)
+        found = nearest(made, scene, kind)
         right.append(found == asked)
         logger.info("%s: asked for %s, got %s", kind, asked, found)
         frames = [given, *made[:: NUM_FRAMES // 4], *wanted.frames[:1]]
@@ -63,7 +63,8 @@ def _another(kind: Kind, asked: str) -> str:
     return choices[(choices.index(asked) + len(choices) // 2) % len(choices)]
 
 
-def _drawn(scene: MarionetteScene, kind: Kind, colour: str, frames: int = NUM_FRAMES) -> MarionetteClip:
+def drawn(scene: MarionetteScene, kind: Kind, colour: str, frames: int = NUM_FRAMES) -> MarionetteClip:
+    """The scene with its wall, or the first person's top, in another colour; only places with a wall show one."""
     changed = replace(scene, wall=colour) if kind == "background" else replace(scene, top=colour)
     return changed.render(frames, HEIGHT, WIDTH, FPS)
 
@@ -74,13 +75,13 @@ def _masked(clip: MarionetteClip, kind: Kind) -> Frames:
     return mask_reference(clip.frames[0], clip.clothes[0] > 0, keep="outside")
 
 
-def _nearest(made: Frames, scene: MarionetteScene, kind: Kind) -> str:
+def nearest(made: Frames, scene: MarionetteScene, kind: Kind) -> str:
     """The colour whose drawing is nearest to the clip where it was free to choose, by the mean over that place."""
     distances = {}
     for colour in _choices(kind):
-        drawn = _drawn(scene, kind, colour)
-        where = drawn.persons == 0 if kind == "background" else _tops(drawn)
-        gap = made[where].astype(np.float64).mean(axis=0) - drawn.frames[where].mean(axis=0)
+        known = drawn(scene, kind, colour)
+        where = known.persons == 0 if kind == "background" else _tops(known)
+        gap = made[where].astype(np.float64).mean(axis=0) - known.frames[where].mean(axis=0)
         distances[colour] = float(np.linalg.norm(gap))
     return min(distances, key=lambda colour: distances[colour])
 

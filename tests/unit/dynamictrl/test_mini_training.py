@@ -215,7 +215,7 @@ def test_a_prompt_counts_as_followed_only_where_its_colour_came():
     def true_to(colour: str):
         def make(reference: np.ndarray, pose: np.ndarray, prompt: str, seed: int) -> np.ndarray:
             scene, asked = prompt_quality._task("background", seed)
-            return prompt_quality._drawn(scene, "background", colour or asked).frames
+            return prompt_quality.drawn(scene, "background", colour or asked).frames
 
         return make
 
