@@ -38,7 +38,7 @@ def follows_prompt(
         wanted = drawn(scene, kind, asked)
         given = _masked(drawn(scene, kind, _another(kind, asked)), kind)
         made = make(given, draw_pose(wanted.pose, HEIGHT, WIDTH), wanted.caption, index)
-        found = nearest(made, scene, kind)
+        found = _nearest(made, scene, kind)
         right.append(found == asked)
         logger.info("%s: asked for %s, got %s", kind, asked, found)
         frames = [given, *made[:: NUM_FRAMES // 4], *wanted.frames[:1]]
@@ -75,7 +75,7 @@ def _masked(clip: MarionetteClip, kind: Kind) -> Frames:
     return mask_reference(clip.frames[0], clip.clothes[0] > 0, keep="outside")
 
 
-def nearest(made: Frames, scene: MarionetteScene, kind: Kind) -> str:
+def _nearest(made: Frames, scene: MarionetteScene, kind: Kind) -> str:
     """The colour whose drawing is nearest to the clip where it was free to choose, by the mean over that place."""
     distances = {}
     for colour in _choices(kind):

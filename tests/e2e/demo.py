@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from demo_client import connect, request_clip, service
 from demo_page import ClipCard, Demo, Score, write_page
-from demo_scores import score_clips, verdict, wall_verdict
+from demo_scores import nearest_wall, score_clips, verdict, wall_verdict
 from PIL import Image
 
 SOURCES = 12
@@ -128,7 +128,7 @@ def request_clips(base_url: str, out: Path, held_out: dict[str, Any]) -> None:
     ask = functools.partial(request_clip, client, folder / "person.png", f"{width}x{height}")
     (out / "generated.mp4").write_bytes(ask(clip.caption, fields))
     for wall in WALLS:
-        print(f"      the same photo, all but the person masked, before a {wall} wall", flush=True)
+        print(f"      the same photo, all but the person masked; asked for: {wall}", flush=True)
         masked = {**fields, "mask[file_id]": mask}
         (out / f"place-{wall}.mp4").write_bytes(ask(in_a_studio(held_out["scene"], wall), masked))
 
@@ -232,11 +232,9 @@ def place_cards(out: Path, held_out: dict[str, Any]) -> list[ClipCard]:
 
 def nearest_walls(out: Path, held_out: dict[str, Any]) -> list[str]:
     """For each clip in another place the wall colour whose drawing is nearest to it."""
-    from dynamictrl.mini.prompt_quality import nearest
     from dynamictrl.video import read_video
 
-    studio = dataclasses.replace(held_out["scene"], place="studio")
-    return [nearest(read_video(out / f"place-{wall}.mp4").frames, studio, "background") for wall in WALLS]
+    return [nearest_wall(read_video(out / f"place-{wall}.mp4").frames, held_out["scene"]) for wall in WALLS]
 
 
 def page(
@@ -269,7 +267,7 @@ def page(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo"))
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 REACH = 0.2
 """Trunk lengths within which a keypoint counts as found."""
+LIGHTS = 8
+"""In how many lights each wall is drawn to compare with."""
 
 
 def score_clips(out: Path, truth: Any) -> list[Score]:
@@ -88,6 +91,25 @@ def verdict(rows: Sequence[Score]) -> str:
     return " ".join(parts)
 
 
+def nearest_wall(frames: NDArray[np.uint8], scene: Any) -> str:
+    """Of the studios that could have been asked for, each drawn in several lights, the wall that `frames` are nearest to.
+
+    Compared is the mean colour around the person. A prompt names no light, so any may come; `prompt_quality` draws one.
+    """
+    from dynamictrl.mini import prompt_quality
+    from dynamictrl.mini.prompt_quality import drawn
+
+    around = scene.render(len(frames), *frames.shape[1:3], prompt_quality.FPS).persons == 0
+    seen = frames[around].mean(axis=0)
+    gaps = {}
+    for wall in prompt_quality.WALL_COLOURS:
+        for light in range(LIGHTS):
+            studio = dataclasses.replace(scene, place="studio", background_seed=light)
+            known = drawn(studio, "background", wall, frames=1)
+            gaps[wall, light] = float(np.linalg.norm(known.frames[known.persons == 0].mean(axis=0) - seen))
+    return min(gaps, key=lambda known: gaps[known])[0]
+
+
 def wall_verdict(asked: Sequence[str], found: Sequence[str]) -> str:
     """Which of the walls that could have been asked for are nearest to what came."""
     from dynamictrl.mini.marionettes.scene import WALL_COLOURS
@@ -95,6 +117,6 @@ def wall_verdict(asked: Sequence[str], found: Sequence[str]) -> str:
     right = sum(a == b for a, b in zip(asked, found, strict=True))
     told = "; ".join(f"asked for {a}, nearest is {b}" for a, b in zip(asked, found, strict=True))
     return (
-        f"Measured around the person, over all frames, among {len(WALL_COLOURS)} wall colours: {told} ({right} of "
+        f"Measured around the person, over all frames, among {len(WALL_COLOURS)} wall colours in {LIGHTS} lights each: {told} ({right} of "
         f"{len(asked)} right)."
     )
