@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dynamictrl import conditioning, latents
 from dynamictrl.mini import models
-from dynamictrl.mini.stream import CLOTHES, Pool
+from dynamictrl.mini.ranks import Ranks
+from dynamictrl.mini.stream import CLOTHES, PERSON, Pool
 
-FIRST, OTHER, BACKGROUND, CLOTHES_ONLY = slice(0, 2), slice(2, 4), 4, 5
+BACKGROUND, CLOTHES_ONLY = 4, 5
 REFERENCES = 6
 """Encodings kept of each clip's reference image: two noise draws on its first frame, two frames drawn at random, its
 first frame without its background, and without its clothes (multi-level control, paper section 3.3).
@@ -44,6 +45,11 @@ class LatentPool:
 
     def __len__(self) -> int:
         return len(self.video_NFCHW)
+
+    @staticmethod
+    def file(folder: Path, ranks: Ranks) -> Path:
+        """Where a rank's share of an encoded pool lies."""
+        return folder / f"latents-{ranks.rank}-of-{ranks.count}.pt"
 
     def to(self, device: str) -> LatentPool:
         return LatentPool(**{name: value.to(device) for name, value in vars(self).items()})
@@ -86,7 +92,7 @@ def _references(pixels_BCFHW: Tensor, masks_BHW: Tensor) -> list[Tensor]:
     first_BCHW = pixels_BCFHW[:, :, 0]
     drawn = [torch.randint(frames, (batch,)) for _ in range(2)]
     others = [pixels_BCFHW[torch.arange(batch), :, index] for index in drawn]
-    person_B1HW, clothes_B1HW = (masks_BHW & 0x7F > 0)[:, None], (masks_BHW & CLOTHES > 0)[:, None]
+    person_B1HW, clothes_B1HW = (masks_BHW & PERSON > 0)[:, None], (masks_BHW & CLOTHES > 0)[:, None]
     # Black, as `conditioning.mask_reference` leaves what is not kept.
     masked = [torch.where(kept, first_BCHW, -1.0) for kept in (person_B1HW, ~clothes_B1HW)]
     return [first_BCHW, first_BCHW, *others, *masked]

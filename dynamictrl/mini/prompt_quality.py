@@ -21,6 +21,7 @@ from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
 from dynamictrl.mini.marionettes.character import CLOTH_COLOURS
 from dynamictrl.mini.marionettes.scene import WALL_COLOURS
 from dynamictrl.mini.stream import FPS, HEIGHT, HELD_OUT_SEED, NUM_FRAMES, WIDTH
+from dynamictrl.pose import LEFT_HIP, RIGHT_HIP
 from dynamictrl.pose_drawing import draw_pose
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,5 @@ def _nearest(made: Frames, scene: MarionetteScene, kind: Kind) -> str:
 
 def _tops(clip: MarionetteClip) -> NDArray[np.bool_]:
     """Clothes above the hips, [F, H, W]."""
-    from dynamictrl.pose import LEFT_HIP, RIGHT_HIP
-
     hips_F = clip.pose.keypoints[:, 0, [RIGHT_HIP, LEFT_HIP], 1].mean(axis=1) * HEIGHT
     return (clip.clothes > 0) & (np.arange(HEIGHT)[None, :, None] < hips_F[:, None, None] - 2)

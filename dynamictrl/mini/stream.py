@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 192, 128, 25, 12
 """As in `mini/models.py`, repeated so that a drawing worker need not import torch; a test holds them equal."""
 TEXT_BYTES = 2048
-CLOTHES = 0x80
-"""The bit of `Example.masks` that marks clothes."""
+PERSON, CLOTHES = 0x7F, 0x80
+"""The bits of `Example.masks` that number persons, and the one that marks clothes."""
 HELD_OUT_SEED = 900_001
 """Clips of this seed are for measuring; no trainer draws them."""
 
@@ -76,6 +76,12 @@ class Pool:
     def ready(self) -> NDArray[np.int64]:
         """Indices of the complete clips."""
         return np.flatnonzero(self._ready)
+
+    def complete(self) -> int:
+        """How many clips from the front are complete: workers fill in step, so that is nearly all there are."""
+        ready = self.ready()
+        gaps = np.flatnonzero(ready != np.arange(len(ready)))
+        return int(gaps[0]) if len(gaps) else len(ready)
 
     def write(self, index: int, example: Example) -> None:
         """Stores a clip and then declares it complete."""

@@ -47,7 +47,7 @@ How it was trained and what was measured: `docs/mini.md`. Training took {steps} 
 
 def encoded_share(folder: Path, ranks: Ranks, encode: Callable[[], LatentPool]) -> LatentPool:
     """This rank's part of the encoded pool: from its file, or encoded now and filed."""
-    file = folder / f"latents-{ranks.rank}-of-{ranks.count}.pt"
+    file = LatentPool.file(folder, ranks)
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         encode().save(file)

@@ -57,7 +57,7 @@ def main() -> None:
     ranks = join(settings.device)
 
     base = CogVideoXImageToVideoPipeline.from_pretrained(options["base"], torch_dtype=torch.float32)
-    pool = LatentPool.load(options["latents"] / f"latents-{ranks.rank}-of-{ranks.count}.pt").to(ranks.device)
+    pool = LatentPool.load(LatentPool.file(options["latents"], ranks)).to(ranks.device)
     torch.manual_seed(settings.seed)
     transformer = from_base(options["base"], silent=options["silent"], dtype=torch.float32)
     base.text_encoder.requires_grad_(False)

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from dynamictrl.mini import models
 from dynamictrl.mini.flags import add_settings
+from dynamictrl.mini.latent_pool import tokenize
 from dynamictrl.mini.marionettes.caption import attributes_of, caption_of
 from dynamictrl.mini.marionettes.clip import MarionetteScene
 from dynamictrl.mini.marionettes.scene import choose_place
@@ -82,13 +83,7 @@ class Captions:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, worded: list[tuple[str, dict[str, str]]], names: dict[str, list[str]]
     ) -> Captions:
-        tokens = tokenizer(
-            [caption for caption, _ in worded],
-            padding="max_length",
-            max_length=models.TEXT_LENGTH,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        tokens = tokenize(tokenizer, [caption for caption, _ in worded])
         classes = {key: torch.tensor([known.index(s[key]) for _, s in worded]) for key, known in names.items()}
         return cls(tokens, classes)
 

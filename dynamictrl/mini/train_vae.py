@@ -33,6 +33,7 @@ from dynamictrl.mini import models
 from dynamictrl.mini.fast_norm import fast_spatial_norm
 from dynamictrl.mini.flags import add_settings
 from dynamictrl.mini.graphed import GraphedStep
+from dynamictrl.mini.latent_pool import to_pixels
 from dynamictrl.mini.latent_scale import whiten, whiteness_loss
 from dynamictrl.mini.ranks import Ranks, join
 from dynamictrl.mini.stream import HELD_OUT_SEED, Pool, draw_example
@@ -111,11 +112,7 @@ class Clips:
         return prefix
 
     def _complete(self) -> int:
-        # Workers fill from the front in step, so the complete prefix is nearly all there is.
-        ready = self.pool.ready()
-        gaps = np.flatnonzero(ready != np.arange(len(ready)))
-        prefix = int(gaps[0]) if len(gaps) else len(ready)
-        return min(max(0, prefix - self.share[0] + self.share[1] - 1) // self.share[1], self.most)
+        return min(max(0, self.pool.complete() - self.share[0] + self.share[1] - 1) // self.share[1], self.most)
 
     def crops(self, batch: int, frames: int, height: int, width: int, pose_share: float) -> Tensor:
         """Random parts of random clips, [B, C, F, H, W] in [-1, 1], mirrored and reversed in time at random."""
@@ -241,7 +238,7 @@ def _samples(pool: Pool, device: str, clips: int = 24) -> tuple[Tensor, Tensor]:
         torch.from_numpy(np.stack([source[i] for i in pool.ready()[:count]])).to(device)
         for source, count in ((pool.video, clips), (pool.pose, clips // 3))
     )
-    return video.permute(0, 4, 1, 2, 3) / 127.5 - 1, pose.permute(0, 4, 1, 2, 3) / 127.5 - 1
+    return to_pixels(video), to_pixels(pose)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dynamictrl.mini.captioner.tokenizer import END, token_id
 from dynamictrl.mini.captioner.wording import canonical_caption, mirrored
-from dynamictrl.mini.stream import CLOTHES, Pool
+from dynamictrl.mini.stream import CLOTHES, PERSON, Pool
 
 LONGEST_ANSWER = 44
 """Tokens, the end included; a test holds it against the longest caption there can be."""
@@ -35,7 +35,7 @@ REGIONS = 5
 
 def regions_of(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Masks as the pool keeps them, as numbers of REGIONS."""
-    person, clothed = masks & 0x7F, masks >= CLOTHES
+    person, clothed = masks & PERSON, masks >= CLOTHES
     return np.where(person == 0, 0, np.minimum(2 * person - 1 + clothed, REGIONS - 1)).astype(np.uint8)
 
 
@@ -64,10 +64,7 @@ class CaptionedClips:
     def grow(self, least: int = 1) -> int:
         """Takes up every clip that is complete; waits until there are `least`. Returns how many there are."""
         while True:
-            ready = self.pool.ready()[: len(self.video)]
-            # Workers fill from the front in step, so the complete prefix is nearly all there is.
-            gaps = np.flatnonzero(ready != np.arange(len(ready)))
-            prefix = int(gaps[0]) if len(gaps) else len(ready)
+            prefix = min(self.pool.complete(), len(self.video))
             for start in range(self.available, prefix, _AT_ONCE):
                 if self._stop.is_set():
                     return self.available

@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynamictrl.mini.stream import Pool
+from dynamictrl.mini.stream import PERSON, Pool
 
-_PERSON = 0x7F
-"""The bits of the pool's masks that number persons."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _AT_ONCE = 3000
 SMALLEST = 60
@@ -74,15 +72,14 @@ class TrackClips:
 
     def grow(self) -> int:
         """How many clips can be drawn from; waits for the first. Takes up some thousands at a time, seconds' work."""
-        while not len(ready := self.pool.ready()) or ready[0]:
+        while not (complete := self.pool.complete()):
             time.sleep(1.0)
-        gaps = np.flatnonzero(ready != np.arange(len(ready)))
-        prefix = min(int(gaps[0]) if len(gaps) else len(ready), self.available + _AT_ONCE)
+        prefix = min(complete, self.available + _AT_ONCE)
         total = self.pool.video.shape[1]
         for start in range(self.available, prefix, 64):
             index = np.arange(start, min(start + 64, prefix))
             times = np.stack([draw_times(self.random, total, self.frames) for _ in index])
-            persons = self.pool.masks[index[:, None], times] & _PERSON
+            persons = self.pool.masks[index[:, None], times] & PERSON
             part = slice(int(index[0]), int(index[-1]) + 1)
             self.video[part] = torch.from_numpy(self.pool.video[index[:, None], times]).to(self.device)
             self.persons[part] = torch.from_numpy(persons).to(self.device)
