@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dynamictrl.errors import ConfigError
 from pipelines.ledger import settings_of
-from pipelines.stage import Stage
+from pipelines.stage import Per, Stage
 from pipelines.stages.write_shards import WriteShards
 
 
@@ -43,10 +43,14 @@ class Pipeline:
                 f"{self.memory_gib} (at least 0)"
             )
 
-    def stages(self, per: Literal["source", "clip"]) -> list[Stage]:
-        """The stages that see whole sources, or those that see clips, in order; `find` is neither."""
+    def all_stages(self) -> list[Stage]:
+        """The stages that are at work, in order; `find` is none of them."""
         found = [getattr(self, f.name) for f in fields(self) if f.name != "find"]
-        return [stage for stage in found if isinstance(stage, Stage) and stage.per == per]
+        return [stage for stage in found if isinstance(stage, Stage) and stage.active]
+
+    def stages(self, per: Per) -> list[Stage]:
+        """The stages that see whole sources, those that see clips, or those that see all clips at once, in order."""
+        return [stage for stage in self.all_stages() if stage.per == per]
 
     @property
     def shard_size(self) -> float:

@@ -14,6 +14,8 @@ from pipelines.clip import Clip
 
 logger = logging.getLogger(__name__)
 
+Per = Literal["source", "clip", "dataset"]
+
 LONGEST_MESSAGE = 400
 """Characters of an exception's text that are kept in a row."""
 
@@ -25,18 +27,33 @@ def resource(default: float) -> float:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: a frozen dataclass of settings with one method, `process`. One file in `stages/` each.
+    """One step: a frozen dataclass of settings with one method, `process` (or `decide`). One file in `stages/` each.
 
     Settings are part of the data set's identity, those made by `resource` aside.
     """
 
-    per: ClassVar[Literal["source", "clip"]] = "clip"
-    """What a row is when this stage sees it: a whole source video or a stretch of it not yet cut, or a cut clip."""
+    per: ClassVar[Per] = "clip"
+    """What this stage sees: a whole source video or a stretch of it not yet cut, a cut clip, or all clips at once."""
+    version: ClassVar[int] = 1
+    """Raised when the same settings give another result: what was cached is then done again."""
+    reads: ClassVar[tuple[str, ...] | None] = None
+    """The member files and fields that a clip's result depends on: "mp4", "pose.npz", "mask.npz", "caption".
+    None = all that was decided before. A change of what is not read redoes nothing here."""
 
     @property
     def name(self) -> str:
         """As rows and reports call it: the class name in snake case."""
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
+
+    @property
+    def active(self) -> bool:
+        """False leaves the stage out, as where an optional model is not named."""
+        return True
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Folders, hub ids or mini names of the weights that shape the result; a local folder's content counts."""
+        return ()
 
     @property
     def num_cpus(self) -> float:
@@ -48,6 +65,11 @@ class Stage:
         """Share of a GPU that one worker of this stage needs."""
         return 0.0
 
+    @property
+    def memory_gib(self) -> float:
+        """Main memory that one worker of this stage needs, as the cluster is told; 0 = little."""
+        return 0.0
+
     def check(self) -> None:
         """Raises what can be known to be wrong before any work is done: weights that are not there, for example."""
 
@@ -55,12 +77,24 @@ class Stage:
         """Loads what is heavy (weights, sessions). Runs once in each worker, before the first `process`."""
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        """Yields what becomes of one clip: itself with more known, several clips, or itself with a refusal.
+        """Yields what becomes of one clip: itself with more known, or itself with a refusal.
 
-        Yields at least one row. May be killed at any moment and run again: files are written under a temporary name
-        and renamed.
+        A source stage may yield several clips and yields at least one row; a clip stage yields exactly one. May be
+        killed at any moment and run again: files are written under a temporary name and renamed.
         """
         raise AssertionError(f"{type(self).__name__} defines no process")
+
+    def process_many(self, clips: Sequence[Clip]) -> Iterable[Clip]:
+        """One result per clip, in order: for stages that are faster with several clips at once.
+
+        Where it raises, the clips are taken one by one by `process`, so that one bad clip costs no other.
+        """
+        for clip in clips:
+            yield from self.process(clip)
+
+    def decide(self, clips: Sequence[Clip]) -> Iterable[Clip]:
+        """For stages that see the whole data set: every clip back, some now refused, whatever order they come in."""
+        raise AssertionError(f"{type(self).__name__} defines no decide")
 
 
 def check_weights(name: str, files: Iterable[str] = ()) -> None:
