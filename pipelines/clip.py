@@ -6,6 +6,8 @@ field is ever None: Ray Data would turn it into nan, which is truthy (ray #50255
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
 SHA_IN_KEY = 16
 """Hex digits of the source's sha256 in a key: 64 bits, so a million sources collide with a chance of 3e-8."""
+
+
+PLACES = ("work", "path", "fingerprint")
+"""Fields that say where something lies and not what it is."""
+MAPS = ("scores", "models", "lineage")
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Clip:
     """What the stages measured, by name."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Id and weight hash of each model that shaped the clip, by role."""
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    """By stage, the key of its result: settings, version, weights and what it read (`keys`)."""
     licence: str = ""
     consent: str = ""
 
@@ -77,6 +86,12 @@ class Clip:
     def folder(self) -> Path:
         """Where this clip's files lie while the run is under way."""
         return Path(self.work) / "clips" / self.key
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that is known about the clip, where it lies aside: equal digests make equal samples."""
+        row = {name: value for name, value in self.to_row().items() if name not in PLACES}
+        return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:32]
 
     def file(self, extension: str) -> Path:
         """This clip's file of one kind, for example `file("pose.npz")`."""
@@ -110,14 +125,14 @@ class Clip:
     def to_row(self) -> dict[str, Any]:
         """A plain dict that JSON and Arrow hold; the inverse of `from_row`."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**row, "files": list(self.files), "scores": dict(self.scores), "models": dict(self.models)}
+        return {**row, "files": list(self.files), **{name: dict(getattr(self, name)) for name in MAPS}}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Clip:
         """Reads `to_row`'s dict, also as it comes back from Arrow (maps as lists of pairs)."""
         known = {f.name: row[f.name] for f in fields(cls) if f.name in row}
         known["files"] = tuple(known.get("files") or ())
-        for name in ("scores", "models"):
+        for name in MAPS:
             known[name] = dict(known.get(name) or {})
         return cls(**known)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.clip import Clip
-from pipelines.stage import Stage, apply
+from pipelines.stage import Stage, Work, apply
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,10 @@ class Child:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _answers: queue.Queue[bytes | None] = field(default_factory=queue.Queue, init=False)
 
-    def apply(self, clip: Clip) -> list[Clip]:
-        """As `stage.apply`; a hang or a crash becomes a quarantine with the code `time_limit` or `crashed`.
+    def apply(self, clips: Sequence[Clip], first: int = 0) -> Work:
+        """As `stage.apply`, of the stages from number `first` on, to the rows of one source.
+
+        A hang or a crash becomes a quarantine with the code `time_limit` or `crashed`.
 
         What the stages raise on purpose (wrong settings, missing weights) is raised here.
         """
@@ -50,19 +52,20 @@ class Child:
         for attempt in range(1, ATTEMPTS + 1):
             process = self._running()
             try:
-                _send(process.stdin, pickle.dumps(clip))
+                _send(process.stdin, pickle.dumps((list(clips), first)))
                 answer = self._answers.get(timeout=self.time_limit)
             except queue.Empty:
                 self.stop()
-                return [self._refused(clip, "time_limit", f"took longer than {self.time_limit:g} s")]
+                return self._refused(clips, "time_limit", f"took longer than {self.time_limit:g} s")
             except BrokenPipeError:
                 answer = None
             if answer is not None:
                 return _opened(answer)
             code = process.wait()
             self.stop()
-            logger.warning("the process that read %s died with exit code %s (attempt %s)", clip.source, code, attempt)
-        return [self._refused(clip, "crashed", f"the process that read it died {ATTEMPTS} times (exit code {code})")]
+            source = clips[0].source
+            logger.warning("the process that read %s died with exit code %s (attempt %s)", source, code, attempt)
+        return self._refused(clips, "crashed", f"the process that read it died {ATTEMPTS} times (exit code {code})")
 
     def stop(self) -> None:
         """Kills the child, if there is one."""
@@ -74,8 +77,9 @@ class Child:
                     pipe.close()
         self._process, self._answers = None, queue.Queue()
 
-    def _refused(self, clip: Clip, code: str, message: str) -> Clip:
-        return replace(clip.quarantine(code, message), stage=self.stages[0].name)
+    def _refused(self, clips: Sequence[Clip], code: str, message: str) -> Work:
+        """The whole source, whichever of its shots was being read."""
+        return Work([replace(clips[0].quarantine(code, message), key="", stage=self.stages[0].name)])
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -94,7 +98,7 @@ class Child:
         return self._process
 
 
-def _opened(answer: bytes) -> list[Clip]:
+def _opened(answer: bytes) -> Work:
     result = pickle.loads(answer)
     if isinstance(result, Exception):
         raise result
@@ -140,7 +144,8 @@ def _serve() -> None:
     failure = _set_up(stages)
     while (message := _receive(sys.stdin.buffer)) is not None:
         try:
-            result: list[Clip] | Exception = failure or apply(stages, pickle.loads(message))
+            clips, first = pickle.loads(message)
+            result: Work | Exception = failure or apply(stages[first:], clips)
         except Exception as problem:
             result = problem
         _send(answers, pickle.dumps(result))

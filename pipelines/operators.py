@@ -74,7 +74,8 @@ class Operator:
         known = self.recall(clip)
         if known is not None:
             return known
-        clips = self._child.apply(clip) if self.time_limit else apply(self.stages, clip)
+        work = self._child.apply([clip]) if self.time_limit else apply(self.stages, [clip])
+        clips = work.clips
         if storage.is_remote(clip.source) and not clip.key:
             shutil.rmtree(storage.downloads(clip), ignore_errors=True)
         self.ledger.save(unit_name(clip), clips)

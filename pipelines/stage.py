@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,8 +38,10 @@ class Stage:
     version: ClassVar[int] = 1
     """Raised when the same settings give another result: what was cached is then done again."""
     reads: ClassVar[tuple[str, ...] | None] = None
-    """The member files and fields that a clip's result depends on: "mp4", "pose.npz", "mask.npz", "caption".
-    None = all that was decided before. A change of what is not read redoes nothing here."""
+    """What a clip's result depends on: member files ("mp4", "pose.npz", "mask.npz"), "caption", "scores".
+    None = all that was decided before, files too. A change of what is not read redoes nothing here."""
+    cuts: ClassVar[bool] = False
+    """A source stage that writes clips: what comes before it is the plan, which the command `plan` makes alone."""
 
     @property
     def name(self) -> str:
@@ -108,22 +111,71 @@ def check_weights(name: str, files: Iterable[str] = ()) -> None:
         resolve(name, files)
 
 
-def apply(stages: Sequence[Stage], clip: Clip) -> list[Clip]:
-    """Takes one clip through the stages. Whatever a stage raises about the clip becomes a refusal on record.
+@dataclass
+class Cost:
+    """What a stage has taken so far."""
 
-    Only what is nobody's clip's fault is raised: wrong settings, missing weights, a full disk.
+    units: int = 0
+    """Rows that it saw."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of all threads of the process that it ran in."""
+
+    def add(self, other: Cost) -> None:
+        self.units += other.units
+        self.seconds += other.seconds
+        self.cpu_seconds += other.cpu_seconds
+
+
+@dataclass
+class Work:
+    """What stages made of some rows, and what it cost."""
+
+    clips: list[Clip]
+    planned: list[Clip] | None = None
+    """The rows before the first stage that cuts; None where no stage does."""
+    costs: dict[str, Cost] = field(default_factory=dict)
+    """By stage."""
+
+
+def apply(stages: Sequence[Stage], clips: Sequence[Clip]) -> Work:
+    """Takes rows through the stages. Whatever a stage raises about a row becomes a refusal on record.
+
+    Only what is nobody's clip's fault is raised: wrong settings, missing weights, a full disk, a dead store.
     """
-    clips = [clip]
+    work = Work(list(clips))
     for stage in stages:
-        clips = [result for one in clips for result in _step(stage, one)]
-    return clips
+        if stage.cuts and work.planned is None:
+            work.planned = list(work.clips)
+        began, cpu = time.perf_counter(), time.process_time()
+        seen = sum(not clip.rejected for clip in work.clips)
+        work.clips = step(stage, work.clips)
+        cost = Cost(seen, time.perf_counter() - began, time.process_time() - cpu)
+        work.costs.setdefault(stage.name, Cost()).add(cost)
+    return work
 
 
 def run_local(stages: Sequence[Stage], clips: Iterable[Clip]) -> list[Clip]:
-    """The whole pipeline in a loop: the same stages, the same result as on a cluster."""
+    """The stages in a loop, one clip after another: for tests and for trying a stage out."""
     for stage in stages:
         stage.setup()
-    return [result for clip in clips for result in apply(stages, clip)]
+    return [result for clip in clips for result in apply(stages, [clip]).clips]
+
+
+def step(stage: Stage, clips: Sequence[Clip]) -> list[Clip]:
+    """One stage over rows, several at once where it can; refused rows pass by, in their places."""
+    live = [clip for clip in clips if not clip.rejected]
+    if len(live) > 1 and type(stage).process_many is not Stage.process_many:
+        try:
+            done = list(stage.process_many(live))
+            if len(done) == len(live):
+                results = iter(done)
+                return [clip if clip.rejected else _placed(stage, next(results)) for clip in clips]
+            logger.warning("%s gave %d results for %d clips; taking them one by one", stage.name, len(done), len(live))
+        except Exception as problem:
+            _raise_if_nobodys(problem)
+            logger.warning("%s failed on %d clips at once; taking them one by one", stage.name, len(live))
+    return [result for clip in clips for result in _step(stage, clip)]
 
 
 def _step(stage: Stage, clip: Clip) -> list[Clip]:
@@ -131,15 +183,24 @@ def _step(stage: Stage, clip: Clip) -> list[Clip]:
         return [clip]
     try:
         results = list(stage.process(clip))
-    except (ConfigError, CheckpointError):
-        raise
     except Exception as problem:
-        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+        _raise_if_nobodys(problem)
         results = [_refused(stage, clip, problem)]
     if not results:
         results = [clip.reject("nothing_found", f"{stage.name} found nothing in it")]
-    return [replace(r, stage=stage.name) if r.rejected and not r.stage else r for r in results]
+    return [_placed(stage, result) for result in results]
+
+
+def _placed(stage: Stage, clip: Clip) -> Clip:
+    return replace(clip, stage=stage.name) if clip.rejected and not clip.stage else clip
+
+
+def _raise_if_nobodys(problem: Exception) -> None:
+    """Raises what no clip is to blame for."""
+    if isinstance(problem, (ConfigError, CheckpointError)) or getattr(problem, "code", "") == "store_unreachable":
+        raise problem
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise problem
 
 
 def _refused(stage: Stage, clip: Clip, problem: Exception) -> Clip:

@@ -43,36 +43,36 @@ def child() -> Iterator[Child]:
 
 
 def test_one_child_reads_many_sources_and_is_not_this_process(child: Child):
-    first, second = (child.apply(Clip(source=name))[0] for name in ("a", "b"))
+    first, second = (child.apply([Clip(source=name)]).clips[0] for name in ("a", "b"))
     assert first.caption == second.caption
     assert first.caption != f"read by {os.getpid()}"
 
 
 def test_a_crash_is_quarantined_after_a_second_try_and_the_next_source_is_read(child: Child):
-    (clip,) = child.apply(Clip(source="crashes"))
+    (clip,) = child.apply([Clip(source="crashes")]).clips
     assert (clip.quarantined, clip.rejected, clip.stage) == (True, "crashed", "misbehaves")
     assert "139" in clip.message
-    assert child.apply(Clip(source="fine"))[0].caption
+    assert child.apply([Clip(source="fine")]).clips[0].caption
 
 
 def test_running_out_of_memory_is_quarantined(child: Child):
-    assert child.apply(Clip(source="eats memory"))[0].rejected == "out_of_memory"
+    assert child.apply([Clip(source="eats memory")]).clips[0].rejected == "out_of_memory"
 
 
 def test_chatter_on_stdout_does_not_disturb_the_answers(child: Child):
-    assert child.apply(Clip(source="prints"))[0].caption
+    assert child.apply([Clip(source="prints")]).clips[0].caption
 
 
 def test_wrong_settings_are_raised_here(child: Child):
     with pytest.raises(ConfigError, match="no such device"):
-        child.apply(Clip(source="settings"))
+        child.apply([Clip(source="settings")])
 
 
 def test_a_hang_is_killed_at_the_time_limit_and_quarantined():
     child = Child([Misbehaves()], time_limit=2, memory_gib=0)
     began = time.monotonic()
-    (clip,) = child.apply(Clip(source="hangs"))
+    (clip,) = child.apply([Clip(source="hangs")]).clips
     assert (clip.rejected, clip.quarantined) == ("time_limit", True)
     assert time.monotonic() - began < 15
-    assert child.apply(Clip(source="fine"))[0].caption
+    assert child.apply([Clip(source="fine")]).clips[0].caption
     child.stop()
