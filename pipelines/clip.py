@@ -23,7 +23,7 @@ SHA_IN_KEY = 16
 
 PLACES = ("work", "path", "fingerprint")
 """Fields that say where something lies and not what it is."""
-MAPS = ("scores", "models", "lineage")
+MAPS = ("scores", "models", "lineage", "rights")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Clip:
     """By stage, the key of its result: settings, version, weights and what it read (`keys`)."""
     licence: str = ""
     consent: str = ""
+    rights: Mapping[str, str] = field(default_factory=dict)
+    """What else the list of sources says about them: "basis" (the legal ground), "attribution", "origin"."""
+    video_hash: str = ""
+    """How the clip looks and moves, as the text of a `dynamictrl.video_hash`; "" = not taken."""
 
     def __post_init__(self):
         # Arrow gives floats back: 12 and 12.0 would make a row's text depend on where it has been.
