@@ -1,0 +1,128 @@
+"""A data set as its readers see it, on a disk or in an object store: rows, outcomes, and single samples."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dynamictrl.errors import DatasetError
+from dynamictrl.shards import SCHEMA_VERSION, Sample
+from pipelines import storage
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """One data set, opened for reading: what `report`, `explain`, `diff` and `size` look at."""
+
+    root: str
+    """Folder, or s3:// prefix."""
+    description: Mapping[str, Any]
+    """`dataset.json`."""
+    work: Path | None = None
+    """The run's work folder where it is at hand: costs, and pictures of refused clips."""
+
+    @property
+    def name(self) -> str:
+        """The last part of where it lies."""
+        return storage.file_name(self.root) if storage.is_remote(self.root) else Path(self.root).resolve().name
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The manifest: one row per clip found, in order of key; scores, models and lineage as dicts."""
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(io.BytesIO(self._read("manifest.parquet"))).to_pylist()
+        for row in rows:
+            for name in ("scores", "models", "lineage", "rights"):
+                row[name] = dict(row.get(name) or {})
+        return rows
+
+    @cached_property
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The lines of `quarantine.jsonl`."""
+        return [json.loads(line) for line in self._read("quarantine.jsonl").decode().splitlines()]
+
+    def sample(self, row: Mapping[str, Any]) -> Sample:
+        """The members of a kept row, read out of its shard; raises DatasetError where they are not there."""
+        members = dict(self.members(row))
+        return Sample(row["key"], members)
+
+    def members(self, row: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """(extension, content) of a kept row's members, in order."""
+        name = f"shards/{row['shard']}"
+        with _opened(self.root, name) as stream:
+            stream.seek(row["offset"])
+            try:
+                with tarfile.open(fileobj=stream, mode="r|") as tar:
+                    for header in tar:
+                        key, _, extension = header.name.partition(".")
+                        if key != row["key"]:
+                            return
+                        content = tar.extractfile(header)
+                        yield extension, content.read() if content else b""
+            except tarfile.TarError as problem:
+                raise DatasetError(
+                    f"{self.root}/{name} is damaged: {problem}. `python -m pipelines verify --dataset {self.root}` "
+                    f"says what else is.",
+                    code="shard_damaged",
+                ) from problem
+
+    def _read(self, name: str) -> bytes:
+        with _opened(self.root, name) as stream:
+            return stream.read()
+
+
+def open_view(dataset: str | Path, work: str | Path | None = None) -> DatasetView:
+    """Opens a data set on a disk or in a store; raises DatasetError where there is none of this schema.
+
+    `work` is the run's work folder, by default `DATASET/.work` where there is one.
+    """
+    root = str(dataset).removeprefix("file://").rstrip("/") or "/"
+    try:
+        with _opened(root, "dataset.json") as stream:
+            description = json.loads(stream.read())
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise DatasetError(
+            f"{root} is no data set: it has no dataset.json. Make one with `python -m pipelines RECIPE --videos SRC "
+            f"--out {root}`.",
+            code="dataset_missing",
+        ) from problem
+    version = description.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DatasetError(
+            f"{root} has schema version {version}; this release reads {SCHEMA_VERSION}. Curate it again with this "
+            f"release, or install the release that wrote it.",
+            code="dataset_schema",
+        )
+    if not storage.is_remote(root):
+        work = work or Path(root) / ".work"
+    return DatasetView(root, description, Path(work) if work and Path(work).is_dir() else None)
+
+
+@contextlib.contextmanager
+def _opened(root: str, name: str) -> Iterator[BinaryIO]:
+    """A file of the data set as a stream that can seek."""
+    if not storage.is_remote(root):
+        with (Path(root) / name).open("rb") as stream:
+            yield stream
+        return
+    from pyarrow import fs
+
+    system, path = fs.FileSystem.from_uri(root)
+    with system.open_input_file(f"{path}/{name}") as stream:
+        yield stream  # pyright: ignore[reportReturnType]
+
+
+def sources(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by the source they come from."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["source"], []).append(row)
+    return found

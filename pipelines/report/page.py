@@ -1,0 +1,159 @@
+"""Puts the page together. The same data set gives the same page, its costs aside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import storage
+from pipelines.dataset_view import DatasetView, open_view
+from pipelines.report.advice import advice
+from pipelines.report.cases import cases
+from pipelines.report.funnel import equations, funnel
+from pipelines.report.histograms import histograms
+from pipelines.report.pictures import sample_cards, strips
+from pipelines.report.settings import all_settings, command
+from pipelines.stage_list import limits, listed
+
+if TYPE_CHECKING:
+    from pipelines.stage import Cost
+
+TEMPLATES = Path(__file__).parent
+QUARANTINED_ROWS = 300
+"""Lines of the quarantine table; the rest is counted."""
+UNKNOWN = "not stated"
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What one stage took."""
+
+    stage: str
+    units: int
+    seconds: float
+    cpu_seconds: float
+    share: float
+    """Of all stages' CPU-seconds, 0 to 1."""
+
+
+def write_report(
+    dataset: Path | str, description: Mapping[str, Any] | None = None, costs: Mapping[str, Cost] | None = None
+) -> Path:
+    """Writes `DATASET/report/index.html` and returns its path.
+
+    `description` is the content of `dataset.json` where that is not written yet; `costs` are by stage. For a data set
+    in a store, `render` gives the bytes.
+    """
+    view = view_of(dataset, description)
+    path = Path(dataset) / "report" / "index.html"
+    storage.write_bytes(path, render(view, costs))
+    return path
+
+
+def view_of(dataset: Path | str, description: Mapping[str, Any] | None) -> DatasetView:
+    """The data set opened, or as `description` says it will be once `dataset.json` is written."""
+    if description is None:
+        return open_view(dataset)
+    work = Path(dataset) / ".work"
+    return DatasetView(str(dataset), description, work if work.is_dir() else None)
+
+
+def render(view: DatasetView, costs: Mapping[str, Cost] | None = None) -> bytes:
+    """The page. Reads at most a few dozen clips out of the shards, however many there are."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    view = replace(view, description=_normal(view.description))
+    description, rows = view.description, view.rows
+    kept = [row for row in rows if not row["reason"]]
+    all_limits = limits(description)
+    examples = cases(description, rows, all_limits)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(tail=_tail, hours=_hours_text, whole=_whole)
+    page = environment.get_template("page.html").render(
+        name=view.name,
+        description=description,
+        equations=equations(description, rows, view.quarantine),
+        funnel=funnel(description, rows),
+        histograms=histograms(rows, all_limits),
+        samples=sample_cards(view, kept),
+        examples=examples,
+        strips=strips(view, examples),
+        quarantine=list(_quarantine(view.quarantine[:QUARANTINED_ROWS])),
+        quarantine_more=max(0, len(view.quarantine) - QUARANTINED_ROWS),
+        costs=_costs(description, costs or {}),
+        models=_models(description),
+        rights={name: _rights(kept, name) for name in ("licence", "consent")},
+        settings=all_settings(description),
+        command=command(description),
+    )
+    return page.encode()
+
+
+def _normal(description: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from `dataset.json`, so that a page made before and after are the same."""
+    import json
+
+    return json.loads(json.dumps(description, default=str, sort_keys=True))
+
+
+def _quarantine(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        log = line.get("log") or ""
+        log = "\n".join(log) if isinstance(log, list) else str(log)
+        yield {**line, "log": log[-1500:], "advice": advice(line["reason"]), "attempts": line.get("attempts", 1)}
+
+
+def _costs(description: Mapping[str, Any], costs: Mapping[str, Cost]) -> list[CostRow]:
+    order = [entry["stage"] for entry in listed(description)]
+    whole = sum(cost.cpu_seconds for cost in costs.values()) or 1.0
+    names = sorted(costs, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return [
+        CostRow(name, cost.units, cost.seconds, cost.cpu_seconds, cost.cpu_seconds / whole)
+        for name in names
+        for cost in (costs[name],)
+    ]
+
+
+def _models(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each role's models with what is known of their licences, hashes below the role or file they belong to."""
+    from pipelines.cards.facts import model_fact
+
+    hashes = {r.removesuffix(" sha256"): v for r, v in description["models"].items() if r.endswith(" sha256")}
+    found = []
+    for role, names in description["models"].items():
+        if not role.endswith(" sha256"):
+            facts = [fact for name in names if (fact := model_fact(name))]
+            found.append({"role": role, "names": names, "facts": facts, "sha256": hashes.pop(role, [])})
+    return found + [{"role": file, "names": [], "facts": [], "sha256": sums} for file, sums in hashes.items()]
+
+
+def _rights(kept: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, int, float]]:
+    """(licence or consent, clips, hours), the most frequent first."""
+    clips: Counter[str] = Counter()
+    hours: Counter[str] = Counter()
+    for row in kept:
+        value = row.get(name) or UNKNOWN
+        clips[value] += 1
+        hours[value] += row["end"] - row["start"]  # type: ignore[assignment]
+    return [(value, count, hours[value] / 3600) for value, count in sorted(clips.items(), key=lambda e: (-e[1], e[0]))]
+
+
+def _tail(uri: str) -> str:
+    """The last part of a URI."""
+    return storage.file_name(uri)
+
+
+def _whole(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _hours_text(hours: float) -> str:
+    """Hours where there are some, else minutes or seconds."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
