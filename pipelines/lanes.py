@@ -116,8 +116,8 @@ def _gpu_workers(needs: Sequence[Need], cluster: Cluster, cpus: Sequence[float],
 def _no_gpu(needs: Sequence[Need], cluster: Cluster) -> ConfigError:
     return ConfigError(
         f"{', '.join(need.name for need in needs)} need {sum(need.gpus for need in needs):g} GPUs together and the "
-        f"cluster has {cluster.gpus:g}. Name a cluster by RAY_ADDRESS, take smaller shares (gpu_share), set their device "
-        f"to cpu, or use recipe curate-mini.",
+        f"cluster has {cluster.gpus:g}. Name a cluster by RAY_ADDRESS, take smaller shares (gpu_share), set their "
+        f"device to cpu, or use recipe curate-mini.",
         code="no_gpu",
     )
 

@@ -117,6 +117,8 @@ class RunMetrics:
     """Bytes of finished local sources."""
     written: int = 0
     """Bytes of committed shards."""
+    port: int = 0
+    """Where they are served; 0 = nowhere."""
     _highest: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def begin(self, phase: str, total: int) -> Phase:
@@ -261,7 +263,7 @@ def exported(work: Path, port: int = 0) -> Iterator[RunMetrics]:
     Raises ConfigError where the port is taken.
     """
     meter.sweep(work)
-    metrics, done = RunMetrics(work), threading.Event()
+    metrics, done = RunMetrics(work, port=port), threading.Event()
     server = _server(metrics, port) if port else None
     keeper = threading.Thread(target=_keep, args=(metrics, done), daemon=True)
     keeper.start()

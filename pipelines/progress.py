@@ -1,4 +1,4 @@
-"""How far a run is: a bar where a person watches, a plain line now and then where a log is kept."""
+"""How far a run is, for people: a bar where one watches, a plain line now and then where a log is kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipelines import metrics
 from pipelines.clip import Clip
+from pipelines.metrics import Phase, RunMetrics
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -16,43 +18,68 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
+OUTCOMES = ("kept", "rejected", "quarantined")
 
 
 class Progress:
     """Counts units of one phase and what became of them; a context manager."""
 
-    def __init__(self, phase: str, total: int, unit: str):
-        self.phase, self.total, self.unit = phase, total, unit
-        self.done, self.kept, self.refused = 0, 0, 0
-        self._began = self._said = time.monotonic()
+    def __init__(self, phase: str, total: int, unit: str, numbers: RunMetrics | None = None):
+        """`numbers` are the run's for machines (`metrics.exported`): the phase is entered there, too."""
+        self.phase, self.unit = phase, unit
+        self.state = numbers.begin(phase, total) if numbers else Phase(total)
+        self._said = time.monotonic()
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, desc=self.phase, unit=f" {self.unit}", dynamic_ncols=True)
+            layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=self.state.total, desc=self.phase, bar_format=layout, dynamic_ncols=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.state.ended = time.monotonic()
         if self._bar is not None:
+            self._bar.set_postfix_str(self._rate(), refresh=False)
             self._bar.close()
         elif exception[0] is None:
             self._say()
 
     def advance(self, units: int, clips: Sequence[Clip] = ()) -> None:
         """`units` more are done; `clips` is what they became."""
-        self.done += units
-        self.refused += sum(bool(clip.rejected) for clip in clips)
-        self.kept += sum(not clip.rejected for clip in clips)
+        self.state.done += units
+        self.state.rows.update(metrics.outcomes(clips))
         if self._bar is not None:
-            self._bar.set_postfix(kept=self.kept, refused=self.refused, refresh=False)
+            self._bar.set_postfix_str(self._rate(), refresh=False)
             self._bar.update(units)
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._say()
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        seconds = self._said - self._began
-        outcome = f", {self.kept} clips kept, {self.refused} refused" if self.kept + self.refused else ""
-        logger.info("%s: %s of %s %s in %.0f s%s", self.phase, self.done, self.total, self.unit, seconds, outcome)
+        state = self.state
+        logger.info("%s: %s of %s %s, %s", self.phase, state.done, state.total, self.unit, self._rate())
+
+    def _rate(self) -> str:
+        """`1,234 an hour, 2:03:10 to go, 5 kept, 1 rejected`; the time it took, once it is done."""
+        state = self.state
+        parts = [f"{state.per_hour:,.0f} an hour"]
+        if state.ended or state.done >= state.total:
+            parts.append(f"in {clock(state.seconds)}")
+        elif state.done:
+            parts.append(f"{clock(state.eta)} to go")
+        return ", ".join([*parts, *(f"{state.rows[o]:,} {o}" for o in OUTCOMES if state.rows[o])])
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 2:03:10."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def say_summary(numbers: RunMetrics) -> None:
+    """One line per stage: what it saw, what it refused, what it took."""
+    for line in numbers.summary():
+        logger.info("%s", line)
