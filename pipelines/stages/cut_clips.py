@@ -27,6 +27,7 @@ class CutClips(Stage):
     """
 
     per: ClassVar[Literal["source", "clip"]] = "source"
+    cuts: ClassVar[bool] = True
 
     longest: float = 8.0
     """Seconds; longer shots become several clips of equal length."""
@@ -48,10 +49,21 @@ class CutClips(Stage):
             )
 
     def process(self, clip: Clip) -> Iterable[Clip]:
+        for window in self._windows(clip):
+            yield self._write(window)
+
+    def foresee(self, clip: Clip) -> Iterable[Clip]:
+        scale = min(1.0, max(self.height / max(clip.height, 1), self.width / max(clip.width, 1)))
+        width, height = round(clip.width * scale), round(clip.height * scale)
+        for window in self._windows(clip):
+            frames = max(1, int(window.duration * self.fps + 0.05))
+            yield replace(window, fps=self.fps, frames=frames, width=width, height=height)
+
+    def _windows(self, clip: Clip) -> Iterable[Clip]:
         windows = max(1, math.ceil(round(clip.duration / self.longest, 6)))
         length = clip.duration / windows
         for index in range(windows):
-            yield self._write(clip.at(clip.start + index * length, clip.start + (index + 1) * length))
+            yield clip.at(clip.start + index * length, clip.start + (index + 1) * length)
 
     def _write(self, clip: Clip) -> Clip:
         import numpy as np
