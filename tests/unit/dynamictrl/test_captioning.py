@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamictrl.captioning import DEFAULT_PROMPT, Qwen2VLCaptioner, SidecarCaptioner, caption_problem
+from dynamictrl.captioning import DEFAULT_PROMPT, SidecarCaptioner, caption_problem
 from dynamictrl.errors import CheckpointError, InputError
+from dynamictrl.qwen_captioning import Qwen2VLCaptioner
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
