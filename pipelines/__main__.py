@@ -1,4 +1,4 @@
-"""python -m pipelines RECIPE --videos SRC [SRC ...] --out DATASET | report | verify | marionettes"""
+"""python -m pipelines RECIPE --videos SRC [SRC ...] --out DATASET, or plan RECIPE ..., or one of the commands"""
 
 from __future__ import annotations
 
@@ -8,75 +8,22 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import tyro
 
 from dynamictrl.errors import ConfigError, DynamiCtrlError, InputError
+from pipelines.commands.marionettes import Marionettes
+from pipelines.commands.report import Report
+from pipelines.commands.verify import Verify
+from pipelines.pipeline import Pipeline
 from pipelines.recipes import RECIPES
 
 DONE, FAILED, USAGE = 0, 1, 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Writes DATASET/report/index.html anew: one self-contained page about a data set."""
-
-    dataset: Path
-    """Data set folder."""
-
-    def run(self) -> int:
-        from dynamictrl.shards import open_dataset
-        from pipelines.report import write_report
-
-        print(write_report(self.dataset, open_dataset(self.dataset).description))
-        return DONE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Re-reads every shard against the manifest; exit code 1 and a list if anything is missing, doubled or damaged."""
-
-    dataset: Path
-    """Data set folder."""
-
-    def run(self) -> int:
-        from pipelines.verify import verify
-
-        problems = verify(self.dataset)
-        for problem in problems:
-            print(problem)
-        print(f"{len(problems)} problems in {self.dataset}" if problems else f"{self.dataset} is whole")
-        return FAILED if problems else DONE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Marionettes:
-    """Writes synthetic source videos with exact keypoints, masks and captions beside them."""
-
-    out: Path
-    """Folder to write."""
-    count: int = 12
-    """Videos."""
-    seed: int = 0
-    """The same seed gives the same bytes."""
-
-    def __post_init__(self):
-        if self.count < 1:
-            raise ConfigError(f"count is {self.count}; it must be at least 1", param="count")
-
-    def run(self) -> int:
-        from dynamictrl.mini.marionettes import write_marionettes
-        from pipelines.progress import Progress
-
-        with Progress("marionettes", self.count, "videos") as progress:
-            paths = write_marionettes(self.out, self.count, self.seed, progress=lambda done, _: progress.advance(1))
-        print(f"{len(paths)} videos in {self.out}")
-        return DONE
-
-
+PLAN = "plan"
 COMMANDS: dict[str, Any] = {"report": Report, "verify": Verify, "marionettes": Marionettes}
 
 
@@ -89,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
             return DONE if arguments else USAGE
         name, rest = arguments[0], arguments[1:]
         _check_name(name)
+        if name == PLAN:
+            return _plan(rest)
         return _curate(name, rest) if name in RECIPES else _parse(name, COMMANDS[name], rest).run()
     except (ConfigError, InputError) as problem:
         return _fail(problem, USAGE)
@@ -120,22 +69,45 @@ def _overview() -> str:
     for number, (name, target) in enumerate(described):
         if number == len(RECIPES):
             lines += ["", "commands"]
+            lines.append(
+                f"  {PLAN:<13} Reads the sources, writes OUT/plan.json: clips, shards, cost. {PLAN} RECIPE --videos ..."
+            )
         lines.append(f"  {name:<13} {(target.__doc__ or '').strip().splitlines()[0]}")
     return "\n".join([*lines, "", "`python -m pipelines NAME --help` shows every field with its unit."])
 
 
 def _check_name(name: str) -> None:
-    known = [*RECIPES, *COMMANDS]
+    known = [*RECIPES, PLAN, *COMMANDS]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"there is no recipe or command {name!r}; {hint}", param="recipe")
 
 
-def _curate(name: str, arguments: Sequence[str]) -> int:
+def _pipeline(name: str, arguments: Sequence[str]) -> Pipeline:
     default = RECIPES[name]()
     required = replace(default, videos=tyro.MISSING, out=tyro.MISSING)
-    pipeline = _parse(name, type(default), arguments, default=required, description=RECIPES[name].__doc__)
+    return _parse(name, type(default), arguments, default=required, description=RECIPES[name].__doc__)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] not in RECIPES:
+        given = f", not {arguments[0]!r}" if arguments and not arguments[0].startswith("-") else ""
+        raise ConfigError(f"plan takes a recipe{given}: python -m pipelines plan {'|'.join(RECIPES)} --videos ...")
+    return _planned(arguments[0], _pipeline(arguments[0], arguments[1:]))
+
+
+def _planned(name: str, pipeline: Pipeline) -> int:
+    from pipelines import plan
+
+    print(plan.text(plan.make(name, pipeline), f"{pipeline.out}/{plan.NAME}"))
+    return DONE
+
+
+def _curate(name: str, arguments: Sequence[str]) -> int:
+    pipeline = _pipeline(name, arguments)
+    if pipeline.dry_run:
+        return _planned(name, pipeline)
     from pipelines import job
 
     outcome = job.run(name, pipeline)
@@ -145,7 +117,7 @@ def _curate(name: str, arguments: Sequence[str]) -> int:
         f"{counts['kept']} kept, {sum(counts['rejected'].values())} rejected; "
         f"{sum(counts['quarantined'].values())} sources quarantined"
     )
-    print(f"look at {pipeline.out / 'report' / 'index.html'}")
+    print(f"look at {pipeline.out}/report/index.html")
     return DONE
 
 

@@ -1,29 +1,30 @@
 """One run of a pipeline, from what a user named to a finished data set folder.
 
-Decisions lie on disk, one file per source and per clip (`ledger`), and so does the plan of the shards (`shard_plan`).
-The driver only asks what is missing, has it done, and writes the summary: killed anywhere and started again, it ends
-with the same folder.
+Decisions lie on disk, one record per source and per clip (`ledger`), and so does the plan of the shards
+(`publication`). The driver only asks what is missing, has it done, and publishes: killed anywhere and started again, it
+ends with the same folder.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import ConfigError, DatasetError
-from pipelines import dataset_files, operators, report, run_folder
+from pipelines import costs, dataset_files, keys, phases, run_folder
 from pipelines.clip import Clip
-from pipelines.operators import Operator
+from pipelines.clip_operator import ClipOperator
 from pipelines.pipeline import Pipeline
 from pipelines.progress import Progress
+from pipelines.publication import Publication
 from pipelines.runner import LocalRunner, Runner
-from pipelines.shard_plan import ShardPlan
+from pipelines.source_operator import SOURCE, SourceOperator
+from pipelines.stage_list import stage_list
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,24 @@ class Outcome:
 
 def run(recipe: str, pipeline: Pipeline) -> Outcome:
     """Runs a pipeline to its end, or continues it; raises before any work where its settings cannot be met."""
+    sources = found_sources(pipeline)
+    with opened(recipe, pipeline) as work:
+        return _Job(recipe, pipeline, work).run([replace(source, work=str(work)) for source in sources])
+
+
+def found_sources(pipeline: Pipeline) -> list[Clip]:
+    """One row per source, each once, in the order they were named; raises where settings or names are wrong."""
     if not pipeline.videos:
         raise ConfigError("no videos are named; give --videos SRC [SRC ...]", param="videos")
-    for stage in (*pipeline.stages("source"), *pipeline.stages("clip")):
+    for stage in pipeline.all_stages():
         stage.check()
-    sources = [found for name in pipeline.videos for found in pipeline.find.process(Clip(source=name))]
-    sources = list({source.fingerprint: source for source in sources}.values())
-    with run_folder.opened(pipeline.out.absolute(), recipe, pipeline.settings()) as work:
-        return _Job(recipe, pipeline, work).run([replace(source, work=str(work)) for source in sources])
+    found = [source for name in pipeline.videos for source in pipeline.find.process(Clip(source=name))]
+    return list({source.fingerprint: source for source in found}.values())
+
+
+def opened(recipe: str, pipeline: Pipeline) -> Any:  # noqa: ANN401
+    """The work folder of this run, locked; says what changed since the last one."""
+    return run_folder.opened(pipeline.root, recipe, pipeline.settings(), work=pipeline.work)
 
 
 class _Job:
@@ -58,51 +69,129 @@ class _Job:
 
     def __init__(self, recipe: str, pipeline: Pipeline, work: Path):
         self.recipe, self.pipeline, self.work = recipe, pipeline, work
-        per_source, per_clip = pipeline.stages("source"), pipeline.stages("clip")
-        limits = {"time_limit": pipeline.time_limit, "memory_gib": pipeline.memory_gib}
-        self.source_operator = operators.source_operator(per_source, work, **limits)
-        self.clip_operators = operators.clip_operators(per_clip, per_source, work)
-        self.plan = ShardPlan(work.parent)
+        self.publication = Publication(pipeline.root, work)
+        self.source_operator = source_operator(pipeline, work)
+        self.phases = phases.phases_of(pipeline.all_stages(), work, self.publication)
         self._runner: Runner | None = None
         self._worked = False
 
     def run(self, sources: Sequence[Clip]) -> Outcome:
+        known = self._finished(sources)
+        if known is not None:
+            return Outcome(known, changed=False)
         try:
             clips = self._decide(sources)
             kept = [clip for clip in clips if not clip.rejected]
-            planned = self.plan.extend(kept, self.pipeline.shard_size)
-            missing = [shard for shard in planned if self.plan.record(shard) is None]
-            self._work_on("shards", "shards", len(missing), lambda r, p: r.commit(self.plan, missing, p.advance))
+            missing = self.publication.plan(kept, self.pipeline.shard_size)
+            self._work_on("shards", "shards", len(missing), lambda r, p: r.commit(self.publication, missing, p.advance))
         finally:
             if self._runner is not None:
                 self._runner.close()
         return self._finish(sources, clips)
 
+    def _finished(self, sources: Sequence[Clip]) -> dict[str, Any] | None:
+        """The description of the data set, where it is what these sources and settings make and all of it is there."""
+        known = self.publication.description()
+        if known is None or known.get("inputs") != self._inputs(sources) or not self.publication.is_whole():
+            return None
+        return known
+
+    def _inputs(self, sources: Sequence[Clip]) -> str:
+        """Names all that the data set is made from: the sources as they lie there, and the stages as they stand."""
+        rows = sorted([s.fingerprint, s.licence, s.consent, *sorted(s.rights.items())] for s in sources)
+        stages = [keys.stage_key(stage) for stage in self.pipeline.all_stages()]
+        return keys.digest_of([rows, stages, sorted(self.publication.tombstones())])
+
     def _decide(self, sources: Sequence[Clip]) -> list[Clip]:
         """Every row there is in the end: kept and rejected clips, rejected and quarantined sources."""
-        committed = self.plan.committed_keys()
-        todo = [source for source in sources if not self._settled(source, committed)]
-        self._work_on("sources", "sources", len(todo), lambda r, p: r.run([self.source_operator], todo, p.advance))
-        read = [self._decided(self.source_operator.ledger.load(source.fingerprint), source) for source in sources]
-        cut = _without_copies([clip for clips in read for clip in clips])
-        waiting = [clip for clip in cut if not self._clip_settled(clip, committed)]
-        self._work_on("clips", "clips", len(waiting), lambda r, p: r.run(self.clip_operators, waiting, p.advance))
-        decided = [c for clip in cut for c in self._decided(self._outcome(clip, self.clip_operators), clip)]
-        # Sources may have gone since their clips were committed; the clips are still in the data set.
-        gone = committed - {clip.key for clip in decided}
-        return decided + [clip for key in sorted(gone) for clip in self.clip_operators[-1].ledger.load(key) or ()]
-
-    def _decided(self, clips: list[Clip] | None, unit: Clip) -> list[Clip]:
-        """What became of a unit; nothing may leave the ledger unseen."""
-        if clips is None:
-            raise DatasetError(
-                f"{unit.key or unit.source} was worked on and no decision about it lies in {self.work}. Is that folder "
-                f"on a disk that all workers share? The same command goes on with what is missing.",
-                code="undecided",
-            )
+        self._cut([source for source in sources if not self._source_settled(source)])
+        read = [row for source in sources for row in self._rows(source)]
+        clips = _without_copies(self._without_removed([*read, *self._left_behind(sources, read)]))
+        for phase in self.phases:
+            clips = self._through(phase.operators, clips, sources)
+            for stage in phase.decisions:
+                clips = [_decided_by(stage.name, clip) for clip in stage.decide(clips)]
         return clips
 
-    def _work_on(self, phase: str, unit: str, count: int, work: Any) -> None:  # noqa: ANN401
+    def _cut(self, todo: Sequence[Clip]) -> None:
+        """Sources to clips, and these through what needs no other clip, in the same task."""
+        chain = [self.source_operator, *(self.phases[0].operators if self.phases[0].on_cpu else ())]
+        self._work_on("sources", "sources", len(todo), lambda r, p: r.run(chain, todo, p.advance))
+
+    def _rows(self, source: Clip) -> list[Clip]:
+        rows = self.source_operator.recall(source)
+        if rows is None:
+            raise _undecided(source.source, self.work)
+        return rows
+
+    def _left_behind(self, sources: Sequence[Clip], rows: Sequence[Clip]) -> list[Clip]:
+        """Published clips of sources that are not named any more: they stay until they are removed on purpose."""
+        gone = self.publication.committed().keys() - {row.key for row in rows}
+        if not gone:
+            return []
+        named = {source.fingerprint for source in sources}
+        found: dict[str, Clip] = {}
+        for unit in self.source_operator.ledger.units():
+            if unit not in named:
+                found |= {row.key: row for row in self.source_operator.recall(Clip(fingerprint=unit)) or ()}
+        lost = sorted(gone - found.keys())
+        if lost:
+            raise DatasetError(
+                f"{len(lost)} published clips ({lost[0]} ...) come from sources that are not named and that these "
+                f"settings would cut anew. Name the sources again, or take them out by `remove`.",
+                code="sources_missing",
+            )
+        return [found[key] for key in sorted(gone)]
+
+    def _source_settled(self, source: Clip) -> bool:
+        """Whether a source need not be opened again, as far as is known before its clips are decided."""
+        rows = self.source_operator.recall(source)
+        if rows is None:
+            return False
+        first = self.phases[0].operators
+        return all(row.rejected or self._has_picture(row) or phases.recalled(first, row) is not None for row in rows)
+
+    def _has_picture(self, clip: Clip) -> bool:
+        """Whether a clip's mp4 is in the work folder, or in a shard as it would be cut now."""
+        if clip.file("mp4").is_file() or not clip.files:
+            return True
+        place = self.publication.committed().get(clip.key)
+        return place is not None and place.lineage.get(SOURCE) == clip.lineage.get(SOURCE)
+
+    def _through(self, operators: Sequence[ClipOperator], clips: list[Clip], sources: Sequence[Clip]) -> list[Clip]:
+        """All clips through some operators: from the record, or by having the work done."""
+        if not operators:
+            return clips
+        waiting = [clip for clip in clips if not clip.rejected and not self._settled(operators, clip)]
+        gone = {clip.fingerprint for clip in waiting if not self._has_picture(clip)}
+        self._cut([source for source in sources if source.fingerprint in gone])
+        self._work_on("clips", "clips", len(waiting), lambda r, p: r.run(list(operators), waiting, p.advance))
+        return [self._recalled(operators, clip) for clip in clips]
+
+    def _settled(self, operators: Sequence[ClipOperator], clip: Clip) -> bool:
+        """Decided by these operators, with the files that go on from here in the work folder or in a shard."""
+        result = phases.recalled(operators, clip)
+        if result is None:
+            return False
+        if result.rejected or all(result.file(e).is_file() for e in result.files):
+            return True
+        place = self.publication.committed().get(result.key)
+        return place is not None and result.lineage.items() <= place.lineage.items()
+
+    def _recalled(self, operators: Sequence[ClipOperator], clip: Clip) -> Clip:
+        result = clip if clip.rejected else phases.recalled(operators, clip)
+        if result is None:
+            raise _undecided(clip.key, self.work)
+        return result
+
+    def _without_removed(self, rows: Sequence[Clip]) -> list[Clip]:
+        """Sources that were taken down stay out, whatever name they come under."""
+        removed = self.publication.tombstones()
+        return [
+            row.reject("removed", "its source was taken down") if row.source_sha256 in removed else row for row in rows
+        ]
+
+    def _work_on(self, phase: str, unit: str, count: int, work: Callable[[Runner, Progress], None]) -> None:
         if count == 0:
             return
         self._worked = True
@@ -112,7 +201,7 @@ class _Job:
     def _running(self) -> Runner:
         """The runner, started when there is work: a finished run starts no cluster."""
         if self._runner is None:
-            _check_gpus(self.clip_operators)
+            _check_gpus([operator for phase in self.phases for operator in phase.operators])
             if self.pipeline.local:
                 self._runner = LocalRunner()
             else:
@@ -121,45 +210,47 @@ class _Job:
                 self._runner = RayRunner(self.pipeline.workers)
         return self._runner
 
-    def _settled(self, source: Clip, committed: set[str]) -> bool:
-        """Whether a source need not be opened again: decided, and its clips' files there as long as they are needed."""
-        clips = self.source_operator.ledger.load(source.fingerprint)
-        if clips is None:
-            return False
-        return self.source_operator.recall(source) is not None or all(
-            clip.rejected or self._clip_settled(clip, committed) for clip in clips
-        )
-
-    def _clip_settled(self, clip: Clip, committed: set[str]) -> bool:
-        results = self._outcome(clip, self.clip_operators)
-        return results is not None and all(
-            c.rejected or c.key in committed or all(c.file(e).is_file() for e in c.files) for c in results
-        )
-
-    def _outcome(self, clip: Clip, remaining: Sequence[Operator]) -> list[Clip] | None:
-        """What became of a clip in the remaining operators, or None where that is not decided."""
-        if clip.rejected or not remaining:
-            return [clip]
-        known = remaining[0].ledger.load(clip.key)
-        further = [self._outcome(result, remaining[1:]) for result in known] if known is not None else [None]
-        return None if any(f is None for f in further) else [c for f in further for c in f or ()]
-
     def _finish(self, sources: Sequence[Clip], clips: list[Clip]) -> Outcome:
-        out, shards = self.pipeline.out, self.plan.records()
-        content = dataset_files.description(self.recipe, self.pipeline.settings(), len(sources), clips, shards)
-        if not self._worked and (out / "report" / "index.html").is_file() and _says(out / "dataset.json", content):
-            return Outcome(content, changed=False)
-        dataset_files.write_manifest(out / "manifest.parquet", [c for c in clips if not c.quarantined], shards)
-        dataset_files.write_quarantine(out / "quarantine.jsonl", [c for c in clips if c.quarantined])
-        report.write_report(out, content)
-        dataset_files.write_description(out / "dataset.json", content)
+        from pipelines import report
+
+        shards = self.publication.records()
+        settings = self.pipeline.settings()
+        content = dataset_files.description(self.recipe, settings, len(sources), clips, shards)
+        content |= {"stages": stage_list(self.pipeline.named_stages()), "inputs": self._inputs(sources)}
+        self.publication.finish(content, clips, {})
+        report.write_report(self.pipeline.root, content, costs.of_run(self.work))
         shutil.rmtree(self.work / "clips", ignore_errors=True)
         return Outcome(content, changed=True)
 
 
-def _check_gpus(clip_operators: Sequence[Operator]) -> None:
+def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False) -> SourceOperator:
+    """What happens to whole sources in a pipeline."""
+    return SourceOperator(
+        "sources",
+        tuple(pipeline.stages("source")),
+        work,
+        time_limit=pipeline.time_limit,
+        memory_limit=pipeline.memory_gib,
+        plan_only=plan_only,
+    )
+
+
+def _decided_by(stage: str, clip: Clip) -> Clip:
+    return replace(clip, stage=stage) if clip.rejected and not clip.stage else clip
+
+
+def _undecided(unit: str, work: Path) -> DatasetError:
+    """Nothing may leave the ledger unseen."""
+    return DatasetError(
+        f"{unit} was worked on and no decision about it lies in {work}. Is that folder on a disk that all workers "
+        f"share? The same command goes on with what is missing.",
+        code="undecided",
+    )
+
+
+def _check_gpus(operators: Sequence[ClipOperator]) -> None:
     """Refuses to start on this machine what needs a GPU that it has not; a cluster says so itself."""
-    needy = [operator.name for operator in clip_operators if operator.num_gpus]
+    needy = [operator.name for operator in operators if operator.num_gpus]
     signs = ("/dev/nvidia0", "/proc/driver/nvidia/gpus", "/dev/dxg")
     if needy and not os.environ.get("RAY_ADDRESS") and not any(Path(sign).exists() for sign in signs):
         raise ConfigError(
@@ -167,14 +258,6 @@ def _check_gpus(clip_operators: Sequence[Operator]) -> None:
             f"to cpu, or use the recipe curate-mini.",
             code="no_gpu",
         )
-
-
-def _says(path: Path, content: dict[str, Any]) -> bool:
-    """Whether a description says this already; packages may have changed since without changing the data."""
-    if not path.is_file():
-        return False
-    old, new = json.loads(path.read_text()), json.loads(json.dumps(content, default=str))
-    return all(old.get(name) == value for name, value in new.items() if name != "packages")
 
 
 def _without_copies(clips: Sequence[Clip]) -> list[Clip]:

@@ -1,58 +1,109 @@
-"""What has been decided already: one file per unit of work, written whole, so that a rerun continues.
+"""What has been decided already: one record per source and per clip, written whole, so that a rerun continues.
 
-`results/OPERATOR-DIGEST/UNIT.json` holds the rows that one operator made of one unit. The digest covers the settings of
-that operator and of all before it, so a result is found again only where it would come out the same.
+`results/sources/ab/FINGERPRINT.json` and `results/clips/ab/KEY.json` hold the latest result of each stage under its key
+(`keys`): a result is taken again only where it would come out the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines import storage
-from pipelines.clip import Clip
-from pipelines.stage import Stage
+from pipelines.clip import MAPS, PLACES, Clip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one stage, or a chain of stages of a source, made of one unit."""
+
+    stage: str
+    key: str
+    change: Mapping[str, Any] = field(default_factory=dict)
+    """Of a clip: the fields that changed; of maps and files only what was added."""
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """Of a source: what became of it."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    costs: Mapping[str, Any] = field(default_factory=dict)
+    """Of a source: {stage: [rows seen, seconds, CPU-seconds]}."""
+
+
+@dataclass
+class Record:
+    """All that is known about one unit."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    """By stage, in the order they were made."""
+
+    def find(self, stage: str, key: str) -> Result | None:
+        found = self.results.get(stage)
+        return found if found is not None and found.key == key else None
+
+    def put(self, result: Result) -> None:
+        self.results.pop(result.stage, None)
+        self.results[result.stage] = result
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The decided outcomes of one operator: kept, refused and quarantined ones alike."""
+    """The records of one kind of unit in one work folder."""
 
     work: Path
-    """The run's work folder."""
-    name: str
-    digest: str
+    kind: Literal["sources", "clips"]
 
     @property
     def folder(self) -> Path:
-        return self.work / "results" / f"{self.name}-{self.digest[:12]}"
+        return self.work / "results" / self.kind
 
-    def load(self, unit: str) -> list[Clip] | None:
-        """What became of a unit, or None where it is not decided."""
+    def path(self, unit: str) -> Path:
+        return self.folder / unit[:2] / f"{unit}.json"
+
+    def load(self, unit: str) -> Record:
+        """What is known about a unit; an empty record where nothing is."""
         try:
-            rows = json.loads((self.folder / f"{unit}.json").read_bytes())
+            rows = json.loads(self.path(unit).read_bytes())
         except FileNotFoundError:
-            return None
-        # The folder may have been moved since.
-        return [replace(Clip.from_row(row), work=str(self.work)) for row in rows]
+            return Record()
+        return Record({row["stage"]: Result(**{**row, "rows": tuple(row.get("rows", ()))}) for row in rows})
 
-    def save(self, unit: str, clips: Sequence[Clip]) -> None:
+    def save(self, unit: str, record: Record) -> None:
         """Records what became of a unit; the last thing that happens to it."""
-        rows = [clip.to_row() for clip in clips]
-        storage.write_bytes(self.folder / f"{unit}.json", json.dumps(rows, sort_keys=True).encode())
+        rows = [{name: v for name, v in asdict(r).items() if v or name == "key"} for r in record.results.values()]
+        storage.write_bytes(self.path(unit), json.dumps(rows, sort_keys=True).encode())
+
+    def forget(self, unit: str) -> bool:
+        """Lets a unit be decided anew; whether there was anything to forget."""
+        known = self.path(unit).is_file()
+        self.path(unit).unlink(missing_ok=True)
+        return known
+
+    def units(self) -> Iterator[str]:
+        """The names of all units on record, in order."""
+        yield from sorted(path.stem for path in self.folder.glob("*/*.json"))
 
 
-def settings_of(stage: Stage) -> dict[str, Any]:
-    """A stage's name and those of its settings that shape the result."""
-    shaping = [f.name for f in fields(stage) if not f.metadata.get("resource")]
-    return {"stage": stage.name, **{name: getattr(stage, name) for name in shaping}}
+def change_between(before: Clip, after: Clip) -> dict[str, Any]:
+    """What a stage made known: the inverse of `with_change`. Files carry their sizes, to tell whole ones."""
+    set_: dict[str, Any] = {}
+    for f in fields(Clip):
+        old, new = getattr(before, f.name), getattr(after, f.name)
+        if old == new or f.name in PLACES or f.name == "files":
+            continue
+        set_[f.name] = {k: v for k, v in new.items() if old.get(k) != v} if f.name in MAPS else new
+    # Written again counts as written: a stage that ran made its files anew.
+    files = {e: after.file(e).stat().st_size for e in after.files if e not in before.files}
+    return {**set_, **({"files": files} if files else {})}
 
 
-def chain_digest(stages: Sequence[Stage]) -> str:
-    """Hash of the settings of consecutive stages: what makes the last one's result come out as it does."""
-    text = json.dumps([settings_of(stage) for stage in stages], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+def with_change(clip: Clip, result: Result) -> Clip:
+    """The clip after a stage, from its record."""
+    change = {name: value for name, value in result.change.items() if name != "files"}
+    for name in MAPS:
+        change[name] = {**getattr(clip, name), **change.get(name, {})}
+    change["lineage"][result.stage] = result.key
+    files = tuple(sorted({*clip.files, *result.change.get("files", ())}))
+    return replace(clip, files=files, **change)

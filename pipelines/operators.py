@@ -1,32 +1,81 @@
-"""Stages bundled for one worker: what is set up together, killed together and recorded together."""
+"""Stages bundled for one worker: what is set up together, killed together and recorded together.
+
+A source goes through all its stages in one isolated child (`source_operator`); a clip goes through operators that share
+a worker unless a GPU is at stake (`clip_operator`). Either way what was decided before, under the same keys, is taken
+from the record.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 from dynamictrl.errors import CheckpointError, DynamiCtrlError
-from pipelines import storage
+from pipelines import keys
 from pipelines.clip import Clip
-from pipelines.isolation import Child
-from pipelines.ledger import Ledger, chain_digest
-from pipelines.stage import Stage, apply
+from pipelines.meter import Meter
+from pipelines.stage import Stage
+
+
+class Operator(Protocol):
+    """What a runner needs to know of either kind."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stages(self) -> tuple[Stage, ...]: ...
+    @property
+    def folder(self) -> Path:
+        """Names this operator with these settings in this run's folder."""
+        ...
+
+    @property
+    def num_cpus(self) -> float: ...
+    @property
+    def num_gpus(self) -> float: ...
+    @property
+    def memory_gib(self) -> float: ...
+
+    def setup(self) -> None:
+        """Once in each worker; raises CheckpointError, or what a stage raised on purpose."""
+        ...
+
+    def close(self) -> None: ...
+    def run_many(self, units: Sequence[Clip]) -> list[Clip]:
+        """What becomes of units: recalled where it is on record, else done and recorded. Refused ones pass by."""
+        ...
 
 
 @dataclass(frozen=True)
-class Operator:
-    """Consecutive stages that run in one worker, with the record of what they decided."""
+class StageGroup:
+    """What both kinds of operator are: named stages with keys, in one run's folder."""
 
     name: str
     stages: tuple[Stage, ...]
-    ledger: Ledger
-    time_limit: float = 0.0
-    """Seconds; above 0 the stages run in a child process that is killed at this limit."""
-    memory_gib: float = 0.0
-    """Limit of the child's memory; 0 = none."""
+    work: Path
+    """The run's work folder."""
+    run_id: str = field(default="", compare=False)
+    """Of this start of the command: attempts at units are counted by it; "" = not counted."""
+
+    @cached_property
+    def meter(self) -> Meter:
+        """What this process has done with it."""
+        return Meter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Keys go along, so that weights are hashed once; what belongs to a process stays in it.
+        return {name: value for name, value in self.__dict__.items() if name not in ("meter", "_child", "_places")}
+
+    @cached_property
+    def stage_keys(self) -> tuple[str, ...]:
+        return tuple(keys.stage_key(stage) for stage in self.stages)
+
+    @property
+    def folder(self) -> Path:
+        return self.work / "operators" / f"{self.name}-{keys.chain_key(self.stage_keys)[:12]}"
 
     @property
     def num_cpus(self) -> float:
@@ -36,82 +85,21 @@ class Operator:
     def num_gpus(self) -> float:
         return sum(stage.num_gpus for stage in self.stages)
 
-    @cached_property
-    def _child(self) -> Child:
-        return Child(self.stages, self.time_limit, self.memory_gib)
 
-    def setup(self) -> None:
-        """Once in each worker. An isolated operator sets up in its child instead.
-
-        Raises CheckpointError, or what a stage raised on purpose, where a stage cannot be set up.
-        """
-        for stage in () if self.time_limit else self.stages:
-            try:
-                stage.setup()
-            except DynamiCtrlError:
-                raise
-            except Exception as problem:
-                raise CheckpointError(
-                    f"{stage.name} cannot load what it needs ({type(problem).__name__}: {problem}). Check its weights.",
-                    code="setup_failed",
-                ) from problem
-
-    def close(self) -> None:
-        if self.time_limit:
-            self._child.stop()
-
-    def recall(self, clip: Clip) -> list[Clip] | None:
-        """What was decided about a unit, if the files that go with it are still there."""
-        known = self.ledger.load(unit_name(clip))
-        if known is None or not all(c.rejected or _has_files(c) for c in known):
-            return None
-        return known
-
-    def run(self, clip: Clip) -> list[Clip]:
-        """One unit through the stages, unless it has been decided before."""
-        if clip.rejected:
-            return [clip]
-        known = self.recall(clip)
-        if known is not None:
-            return known
-        work = self._child.apply([clip]) if self.time_limit else apply(self.stages, [clip])
-        clips = work.clips
-        if storage.is_remote(clip.source) and not clip.key:
-            shutil.rmtree(storage.downloads(clip), ignore_errors=True)
-        self.ledger.save(unit_name(clip), clips)
-        return clips
+def set_up(stages: Sequence[Stage]) -> None:
+    """Sets stages up; raises CheckpointError, or what a stage raised on purpose."""
+    for stage in stages:
+        try:
+            stage.setup()
+        except DynamiCtrlError:
+            raise
+        except Exception as problem:
+            raise CheckpointError(
+                f"{stage.name} cannot load what it needs ({type(problem).__name__}: {problem}). Check its weights.",
+                code="setup_failed",
+            ) from problem
 
 
 def unit_name(clip: Clip) -> str:
     """What a unit is recorded under: its key once it is a clip, its fingerprint while it is a source."""
     return clip.key or clip.fingerprint
-
-
-def _has_files(clip: Clip) -> bool:
-    return all(clip.file(extension).is_file() for extension in clip.files)
-
-
-def source_operator(stages: Sequence[Stage], work: Path, *, time_limit: float, memory_gib: float) -> Operator:
-    """All that happens to a whole source, in one isolated worker: its bytes are read by nobody else."""
-    digest = chain_digest(stages)
-    return Operator("sources", tuple(stages), Ledger(work, "sources", digest), time_limit, memory_gib)
-
-
-def clip_operators(stages: Sequence[Stage], before: Sequence[Stage], work: Path) -> list[Operator]:
-    """What happens to each clip, as few operators: stages share a worker unless a GPU is at stake.
-
-    A model on a GPU gets workers of its own, with the light stages that follow it; models on the CPU share one.
-    """
-    groups: list[list[Stage]] = []
-    for stage in stages:
-        loads = type(stage).setup is not Stage.setup
-        apart = loads and (stage.num_gpus > 0 or any(s.num_gpus > 0 for s in groups[-1])) if groups else False
-        if not groups or apart:
-            groups.append([])
-        groups[-1].append(stage)
-    operators, done = [], list(before)
-    for group in groups:
-        done += group
-        name = next((s.name for s in group if s.num_gpus > 0), group[0].name if len(groups) > 1 else "clips")
-        operators.append(Operator(name, tuple(group), Ledger(work, name, chain_digest(done))))
-    return operators

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import ConfigError
-from pipelines.ledger import settings_of
+from pipelines import storage
+from pipelines.keys import settings_of
 from pipelines.stage import Per, Stage
 from pipelines.stages.write_shards import WriteShards
 
@@ -25,8 +26,12 @@ class Pipeline:
     find: Stage = field(default_factory=Stage)
     videos: tuple[str, ...] = ()
     """Files, folders, globs, s3://, gs:// or https:// prefixes, or .csv, .jsonl or .parquet lists of URIs."""
-    out: Path = Path("dataset")
-    """Data set folder to write; a run that was stopped continues there."""
+    out: str = "dataset"
+    """Data set to write: a folder, or an s3:// or gs:// prefix. A run that was stopped continues there."""
+    work: str = ""
+    """Folder for what is not finished, on a disk that all workers share; "" = `.work` in a local data set."""
+    dry_run: bool = False
+    """Only plan: read and split the sources, write OUT/plan.json, say what the run would cost."""
     local: bool = False
     """Run in this process instead of on Ray; the result is the same."""
     workers: int = 0
@@ -37,16 +42,27 @@ class Pipeline:
     """GiB of address space that one source's decoding may take before it is quarantined; 0 = no limit."""
 
     def __post_init__(self):
+        if isinstance(self.out, Path):
+            object.__setattr__(self, "out", str(self.out))
         if self.workers < 0 or self.time_limit < 0 or self.memory_gib < 0:
             raise ConfigError(
                 f"workers is {self.workers} (at least 0), time_limit {self.time_limit} s (at least 0), memory_gib "
                 f"{self.memory_gib} (at least 0)"
             )
 
+    @property
+    def root(self) -> str:
+        """Where the data set lies, whatever folder a worker runs in."""
+        return self.out if storage.is_remote(self.out) else str(Path(self.out).expanduser().absolute())
+
+    def named_stages(self) -> dict[str, Stage]:
+        """The stages that are at work, by field and in order; `find` is none of them."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "find"}
+        return {name: stage for name, stage in found.items() if isinstance(stage, Stage) and stage.active}
+
     def all_stages(self) -> list[Stage]:
-        """The stages that are at work, in order; `find` is none of them."""
-        found = [getattr(self, f.name) for f in fields(self) if f.name != "find"]
-        return [stage for stage in found if isinstance(stage, Stage) and stage.active]
+        """The stages that are at work, in order."""
+        return list(self.named_stages().values())
 
     def stages(self, per: Per) -> list[Stage]:
         """The stages that see whole sources, those that see clips, or those that see all clips at once, in order."""

@@ -26,8 +26,8 @@ from dynamictrl.errors import ConfigError, DynamiCtrlError
 from pipelines import storage
 from pipelines.clip import Clip, from_table, to_table
 from pipelines.operators import Operator
+from pipelines.publication import Publication
 from pipelines.runner import Advance, Seen
-from pipelines.shard_plan import ShardPlan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,11 +54,11 @@ def _apply(table: pa.Table, operator: Operator, needed: tuple[Path, ...]) -> pa.
     """One block of rows through one operator, set up once in each process; `needed` are the folders still in use."""
     for folder in _ready.keys() - set(needed):
         _ready.pop(folder).close()
-    if operator.ledger.folder not in _ready:
+    if operator.folder not in _ready:
         _set_up(operator)
-        _ready[operator.ledger.folder] = operator
-    ready = _ready[operator.ledger.folder]
-    return to_table([result for clip in from_table(table) for result in ready.run(clip)])
+        _ready[operator.folder] = operator
+    ready = _ready[operator.folder]
+    return to_table(ready.run_many(from_table(table)))
 
 
 def _set_up(operator: Operator) -> None:
@@ -72,7 +72,7 @@ def _set_up(operator: Operator) -> None:
 
 
 def _failure_note(operator: Operator) -> Path:
-    return operator.ledger.folder.with_suffix(".failure.json")
+    return operator.folder.with_suffix(".failure.json")
 
 
 class _Worker:
@@ -101,7 +101,7 @@ class RayRunner:
         """As `Runner.run`; raises what an operator raised about settings or weights."""
         lanes = self._lanes(operators, len(units))
         dataset = ray.data.from_arrow([to_table(block) for block in _blocks(units, lanes)])
-        needed = tuple(operator.ledger.folder for operator in operators)
+        needed = tuple(operator.folder for operator in operators)
         cpus = self._cpus(operators, lanes)
         for operator in operators:
             _failure_note(operator).unlink(missing_ok=True)
@@ -114,10 +114,10 @@ class RayRunner:
         except ray.exceptions.RayError as problem:
             raise _ours(problem, operators) from problem
 
-    def commit(self, plan: ShardPlan, shards: Sequence[str], advance: Advance) -> None:
+    def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
         """As `Runner.commit`: one task per shard."""
         write = ray.remote(max_retries=RETRIES)(_commit)
-        pending = [write.remote(plan, shard) for shard in shards]
+        pending = [write.remote(publication, shard) for shard in shards]
         try:
             while pending:
                 done, pending = ray.wait(pending, num_returns=1)
@@ -205,8 +205,8 @@ def _blocks(units: Sequence[Clip], lanes: int) -> list[list[Clip]]:
     return [list(units[i : i + size]) for i in range(0, len(units), size)]
 
 
-def _commit(plan: ShardPlan, shard: str) -> None:
-    plan.commit(shard)
+def _commit(publication: Publication, shard: str) -> None:
+    publication.commit(shard)
 
 
 def _ours(problem: BaseException, operators: Sequence[Operator] = ()) -> BaseException:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pipelines.clip import Clip
 from pipelines.operators import Operator, unit_name
-from pipelines.shard_plan import ShardPlan
+from pipelines.publication import Publication
 
 Advance = Callable[[int, Sequence[Clip]], None]
 """Called with the number of units done and the rows they became."""
@@ -20,7 +20,7 @@ class Runner(Protocol):
         """Takes every unit through the operators in turn; each operator records its outcomes."""
         ...
 
-    def commit(self, plan: ShardPlan, shards: Sequence[str], advance: Advance) -> None:
+    def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
         """Writes planned shards."""
         ...
 
@@ -39,15 +39,15 @@ class LocalRunner:
             for unit in units:
                 clips = [unit]
                 for operator in operators:
-                    clips = [result for clip in clips for result in operator.run(clip)]
+                    clips = operator.run_many(clips)
                 advance(1, clips)
         finally:
             for operator in operators:
                 operator.close()
 
-    def commit(self, plan: ShardPlan, shards: Sequence[str], advance: Advance) -> None:
+    def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
         for shard in shards:
-            plan.commit(shard)
+            publication.commit(shard)
             advance(1, ())
 
     def close(self) -> None:

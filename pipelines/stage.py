@@ -43,6 +43,9 @@ class Stage:
     cuts: ClassVar[bool] = False
     """A source stage that writes clips: what comes before it is the plan, which the command `plan` makes alone."""
 
+    seconds_per_frame: ClassVar[float] = 0.0
+    """Rough seconds of a core, or of a GPU where it has one, per frame of a clip: for the plan's estimate."""
+
     @property
     def name(self) -> str:
         """As rows and reports call it: the class name in snake case."""
@@ -87,6 +90,10 @@ class Stage:
         """
         raise AssertionError(f"{type(self).__name__} defines no process")
 
+    def foresee(self, clip: Clip) -> Iterable[Clip]:
+        """Of a stage that cuts: the clips it will make of a shot, with size and frames, before it reads a picture."""
+        yield clip
+
     def process_many(self, clips: Sequence[Clip]) -> Iterable[Clip]:
         """One result per clip, in order: for stages that are faster with several clips at once.
 
@@ -121,6 +128,14 @@ class Cost:
     cpu_seconds: float = 0.0
     """Of all threads of the process that it ran in."""
 
+    @classmethod
+    def now(cls) -> Cost:
+        """The clocks of this process."""
+        return cls(0, time.perf_counter(), time.process_time())
+
+    def minus(self, earlier: Cost) -> Cost:
+        return Cost(self.units, self.seconds - earlier.seconds, self.cpu_seconds - earlier.cpu_seconds)
+
     def add(self, other: Cost) -> None:
         self.units += other.units
         self.seconds += other.seconds
@@ -147,10 +162,9 @@ def apply(stages: Sequence[Stage], clips: Sequence[Clip]) -> Work:
     for stage in stages:
         if stage.cuts and work.planned is None:
             work.planned = list(work.clips)
-        began, cpu = time.perf_counter(), time.process_time()
-        seen = sum(not clip.rejected for clip in work.clips)
+        began, seen = Cost.now(), sum(not clip.rejected for clip in work.clips)
         work.clips = step(stage, work.clips)
-        cost = Cost(seen, time.perf_counter() - began, time.process_time() - cpu)
+        cost = replace(Cost.now().minus(began), units=seen)
         work.costs.setdefault(stage.name, Cost()).add(cost)
     return work
 

@@ -14,6 +14,11 @@ from pipelines import storage
 from pipelines.clip import Clip
 from pipelines.stage import Stage
 
+BLURRED = "blurred.mp4"
+"""The clip with its faces blurred: where it is made, it is what is published."""
+TICK = 2e-3
+"""Seconds: mp4 clocks are finer than this, and no frame rate is so fast."""
+
 
 @dataclass(frozen=True)
 class WriteShards(Stage):
@@ -38,11 +43,11 @@ class WriteShards(Stage):
 
 
 def _misfit(clip: Clip) -> str:
-    """Why the members do not belong together; "" where they do (n(frames) = n(pose) = n(mask))."""
+    """Why the members do not belong together; "" where they do (n(frames) = n(pose) = n(mask), equal timestamps)."""
     import numpy as np
 
     from dynamictrl.pose import PoseSequence
-    from dynamictrl.video import iter_frames
+    from dynamictrl.video_index import frame_times
 
     missing = {"mp4", "pose.npz", "mask.npz"} - set(clip.files)
     if missing:
@@ -53,10 +58,14 @@ def _misfit(clip: Clip) -> str:
         return str(problem)
     with np.load(io.BytesIO(clip.file("mask.npz").read_bytes()), allow_pickle=False) as arrays:
         masks = {name: arrays[name].shape for name in arrays.files}
-    frames = [frame_HWC.shape[:2] for _, frame_HWC in iter_frames(clip.file("mp4"))]
-    if pose.num_frames != len(frames):
-        return f"{len(frames)} frames but {pose.num_frames} poses"
-    expected = (len(frames), *frames[0])
+    for picture in sorted({"mp4", BLURRED} & set(clip.files)):
+        times = frame_times(clip.file(picture))
+        if len(times) != clip.frames or pose.num_frames != clip.frames:
+            return f"{len(times)} frames in {picture} and {pose.num_frames} poses, where {clip.frames} were cut"
+        off = float(np.abs(times - np.arange(len(times)) / clip.fps).max(initial=0))
+        if off > TICK:
+            return f"a frame of {picture} is shown {off:.4f} s off a constant {clip.fps:g} frames per second"
+    expected = (clip.frames, clip.height, clip.width)
     wrong = [f"{name} mask is {shape}, the clip {expected}" for name, shape in masks.items() if shape != expected]
     return "; ".join(wrong)
 
@@ -78,4 +87,6 @@ def _info(clip: Clip) -> dict[str, Any]:
         "models": dict(clip.models),
         "licence": clip.licence,
         "consent": clip.consent,
+        "rights": dict(clip.rights),
+        "lineage": {name: key for name, key in clip.lineage.items() if name != "write_shards"},
     }

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from dynamictrl.errors import ConfigError
 from dynamictrl.shards import MEMBERS, open_dataset
 from pipelines import dataset_files, job
 from pipelines.clip import Clip
-from pipelines.operators import Operator
-from pipelines.shard_plan import ShardPlan
+from pipelines.clip_operator import ClipOperator
+from pipelines.publication import Publication
+from pipelines.source_operator import SourceOperator
 from pipelines.stages.keep_duration import KeepDuration
 from pipelines.stages.write_shards import WriteShards
+from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.unit.pipelines.conftest import StandStill, Weightless
 
@@ -35,8 +36,8 @@ def videos(make_video: Callable[..., Path]) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a data set but the work folder, with its content."""
-    paths = [p for p in folder.rglob("*") if p.is_file() and ".work" not in p.parts]
+    """Every file of a data set but the work folder and the report, which says what it cost, with its content."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and not {".work", "report"} & set(p.parts)]
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(paths)}
 
 
@@ -86,7 +87,8 @@ def test_a_second_run_does_nothing_and_says_so(
 ):
     assert run(weightless()).changed
     before = tree(tmp_path / "out")
-    monkeypatch.setattr(Operator, "run", lambda *_: pytest.fail("a finished unit was run again"))
+    for operator in (SourceOperator, ClipOperator):
+        monkeypatch.setattr(operator, "run_many", lambda *_: pytest.fail("a finished unit was run again"))
     assert not run(weightless()).changed
     assert tree(tmp_path / "out") == before
 
@@ -101,7 +103,7 @@ class Killed(BaseException):
     """Stands in for a kill: nothing catches it."""
 
 
-STOPS = [("source", 1), ("clip", 0), ("clip", 2), ("shard", 0), ("shard", 1), *(("manifest", n) for n in range(3))]
+STOPS = [("source", 1), ("clip", 0), ("clip", 2), ("shard", 0), ("shard", 1), *(("index", n) for n in range(5))]
 
 
 def test_a_run_stopped_anywhere_and_started_again_ends_with_the_same_bytes(
@@ -120,16 +122,16 @@ def stop_at(where: str, after: int, pipeline: Weightless, monkeypatch: pytest.Mo
     """Runs until something has happened `after` times, and stops there as a kill would."""
     with monkeypatch.context() as patch:
         target, name = {
-            "source": (Operator, "recall"),
+            "source": (SourceOperator, "_run"),
             "clip": (StandStill, "process"),
-            "shard": (ShardPlan, "commit"),
-            "manifest": (dataset_files, ["write_manifest", "write_quarantine", "write_description"][after]),
+            "shard": (Publication, "commit"),
+            "index": (Store, "put"),
         }[where]
         real, calls = getattr(target, name), []
 
         def stop(*arguments: object) -> object:
             calls.append(name)
-            if len(calls) > (0 if where == "manifest" else after):
+            if len(calls) > after:
                 raise Killed
             return real(*arguments)
 
@@ -178,10 +180,29 @@ def test_a_renamed_source_keeps_its_keys(videos: Path, weightless: MakePipeline,
     assert verify(tmp_path / "out") == []
 
 
-def test_a_folder_made_with_other_settings_is_refused_by_name(videos: Path, weightless: MakePipeline):
+def test_changed_settings_redo_what_depends_on_them_and_nothing_else(
+    videos: Path, weightless: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     run(weightless())
-    with pytest.raises(ConfigError, match=r"duration\.shortest was 1\.0, is 2\.0"):
-        run(weightless(duration=KeepDuration(shortest=2.0)))
+    old = {p.name for p in open_dataset(tmp_path / "out").shards}
+    monkeypatch.setattr(SourceOperator, "run_many", lambda *_: pytest.fail("a source was opened again"))
+    outcome = run(weightless(person=StandStill(caption="someone else")))
+    new = open_dataset(tmp_path / "out").shards
+    assert not old & {p.name for p in new}, "a shard's name is never used again"
+    captions = {sample["txt"] for sample in webdataset.WebDataset([str(p) for p in new], shardshuffle=False)}
+    assert captions == {b"someone else"}
+    assert outcome.description["counts"]["kept"] == 5
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_stricter_setting_takes_clips_out_and_the_looser_one_brings_them_back(
+    videos: Path, weightless: MakePipeline, tmp_path: Path
+):
+    run(weightless())
+    assert run(weightless(duration=KeepDuration(shortest=2.5))).description["counts"]["kept"] == 1
+    assert verify(tmp_path / "out") == []
+    assert run(weightless()).description["counts"]["kept"] == 5
+    assert verify(tmp_path / "out") == []
 
 
 def test_settings_of_speed_alone_may_change(videos: Path, weightless: MakePipeline):

@@ -1,0 +1,23 @@
+"""python -m pipelines verify"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Re-reads every shard against the manifest; exit code 1 and a list if anything is missing, doubled or damaged."""
+
+    dataset: Path
+    """Data set folder."""
+
+    def run(self) -> int:
+        from pipelines.verify import verify
+
+        problems = verify(self.dataset)
+        for problem in problems:
+            print(problem)
+        print(f"{len(problems)} problems in {self.dataset}" if problems else f"{self.dataset} is whole")
+        return 1 if problems else 0
