@@ -6,6 +6,7 @@ A data set folder holds `dataset.json`, `shards/train-000000.tar ...` (WebDatase
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,11 @@ SHARD_NAME = "train-{:06d}.tar"
 MEMBERS = ("mp4", "pose.npz", "mask.npz", "txt", "json")
 """What every sample has; `latents.safetensors` may follow."""
 LATENTS = "latents.safetensors"
+
+BLOCK = tarfile.BLOCKSIZE
+"""Bytes: a tar's header, and what contents are padded to."""
+CHUNK = 2**20
+"""Bytes held at once while a member is copied."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,83 @@ def pack_mask(persons: NDArray[np.uint8], clothes: NDArray[np.uint8] | None = No
     return buffer.getvalue()
 
 
+class ShardWriter:
+    """Writes one tar to a stream and hashes it on the way; holds a block of a member at a time, never a whole one.
+
+    Samples are written in the order given, headers are fixed, so equal members make equal bytes.
+    """
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self._key = ""
+        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        self.bytes = 0
+        """Written so far."""
+        self.offsets: dict[str, int] = {}
+        """Where each sample begins, by key."""
+
+    def begin(self, key: str) -> None:
+        """Starts a sample; a key that comes twice raises DatasetError."""
+        if key in self.offsets:
+            raise DatasetError(f"sample {key} comes twice in a shard", code="sample_doubled")
+        self._key, self.offsets[key] = key, self.bytes
+
+    def add(self, extension: str, content: BinaryIO, size: int) -> None:
+        """One member of the sample begun last, `size` bytes long."""
+        header = tarfile.TarInfo(f"{self._key}.{extension}")
+        header.size, header.mode, header.mtime = size, 0o644, 0
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._copy(content, size)
+        self._write(bytes(-size % BLOCK))
+
+    def copy(self, key: str, content: BinaryIO, size: int) -> None:
+        """A whole sample as it lies in another shard, headers and padding included."""
+        self.begin(key)
+        first = content.read(BLOCK)
+        if not first.startswith(f"{key}.".encode()):
+            raise DatasetError(f"sample {key} is not where the manifest says it is", code="shard_damaged")
+        self._write(first)
+        self._copy(content, size - BLOCK)
+
+    def close(self) -> None:
+        """The end of the tar; the stream stays open."""
+        self._write(bytes(shard_bytes(self.bytes) - self.bytes))
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    @property
+    def md5(self) -> str:
+        """What wids indices ask for."""
+        return self._md5.hexdigest()
+
+    def _copy(self, content: BinaryIO, size: int) -> None:
+        while size > 0:
+            block = content.read(min(size, CHUNK))
+            if not block:
+                raise DatasetError(f"sample {self._key} ends {size} bytes too early", code="shard_damaged")
+            self._write(block)
+            size -= len(block)
+
+    def _write(self, block: bytes) -> None:
+        self._stream.write(block)
+        self._sha256.update(block)
+        self._md5.update(block)
+        self.bytes += len(block)
+
+
+def sample_bytes(sizes: Iterable[int]) -> int:
+    """Bytes that a sample with members of these sizes takes in a tar: a header each, contents padded to blocks."""
+    return sum(BLOCK + size + -size % BLOCK for size in sizes)
+
+
+def shard_bytes(samples: int) -> int:
+    """Bytes of a whole tar whose samples take so many: two empty blocks at the end, padded to a record."""
+    end = samples + 2 * BLOCK
+    return end + -end % tarfile.RECORDSIZE
+
+
 def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, int]:
     """Writes one shard whole or not at all; returns each key's byte offset in the tar.
 
@@ -99,35 +182,63 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, int]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    offsets: dict[str, int] = {}
     try:
-        with temporary.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with temporary.open("wb") as stream:
+            writer = ShardWriter(stream)
             for sample in samples:
-                if sample.key in offsets:
-                    raise DatasetError(f"sample {sample.key} comes twice in {path.name}", code="sample_doubled")
-                offsets[sample.key] = tar.offset
-                _add(tar, sample)
-        _sync(temporary)
+                writer.begin(sample.key)
+                for extension in member_order(sample.members):
+                    content = sample.members[extension]
+                    writer.add(extension, io.BytesIO(content), len(content))
+            writer.close()
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return offsets
+    return writer.offsets
 
 
-def _add(tar: tarfile.TarFile, sample: Sample) -> None:
-    extras = sorted(set(sample.members) - set(MEMBERS))
-    for extension in (*MEMBERS, *extras):
-        content = sample.members[extension]
-        header = tarfile.TarInfo(f"{sample.key}.{extension}")
-        header.size = len(content)
-        header.mode = 0o644
-        header.mtime = 0
-        tar.addfile(header, io.BytesIO(content))
+def member_order(extensions: Iterable[str]) -> tuple[str, ...]:
+    """The members of a sample as they follow each other in a shard."""
+    return (*MEMBERS, *sorted(set(extensions) - set(MEMBERS)))
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+@dataclass(frozen=True)
+class Member:
+    """One file in a tar."""
+
+    key: str
+    extension: str
+    start: int
+    """Byte at which its header begins."""
+    size: int
+    """Bytes of its content, which begins `BLOCK` bytes later."""
+
+    @property
+    def end(self) -> int:
+        """The byte after its padding."""
+        return self.start + BLOCK + self.size + -self.size % BLOCK
+
+
+def iter_members(stream: BinaryIO, offset: int = 0) -> Iterator[Member]:
+    """The members of a tar from a byte on, read from their headers alone; raises DatasetError where it is damaged.
+
+    The stream must be seekable; where it stands between two members is the caller's to use.
+    """
+    while True:
+        stream.seek(offset)
+        header = stream.read(BLOCK)
+        if header == bytes(BLOCK):
+            return
+        try:
+            entry = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        except tarfile.HeaderError as problem:
+            raise DatasetError(f"no member at byte {offset} of the shard: {problem}", code="shard_damaged") from problem
+        key, _, extension = entry.name.partition(".")
+        member = Member(key, extension, offset, entry.size)
+        yield member
+        offset = member.end
 
 
 def iter_shard(path: Path) -> Iterator[Sample]:
@@ -170,12 +281,9 @@ def read_sample(shard: Path, offset: int) -> Sample:
 def index_shard(path: Path) -> dict[str, int]:
     """Each key's byte offset, read from the tar's headers alone."""
     offsets: dict[str, int] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for header in tar:
-                offsets.setdefault(header.name.partition(".")[0], header.offset)
-    except tarfile.TarError as problem:
-        raise DatasetError(f"shard {path} is damaged: {problem}", code="shard_damaged") from problem
+    with path.open("rb") as stream:
+        for member in iter_members(stream):
+            offsets.setdefault(member.key, member.start)
     return offsets
 
 
@@ -206,7 +314,10 @@ def open_dataset(root: Path) -> DatasetFolder:
             f"release, or install the release that wrote it.",
             code="dataset_schema",
         )
-    return DatasetFolder(root, description, tuple(sorted((root / "shards").glob("*.tar"))))
+    # The description says which shards there are: while a run writes, others lie beside them.
+    named = description.get("shards")
+    paths = (root / "shards").glob("*.tar") if named is None else (root / "shards" / s["name"] for s in named)
+    return DatasetFolder(root, description, tuple(sorted(paths)))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
