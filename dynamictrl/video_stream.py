@@ -1,8 +1,6 @@
 """One open video stream: its frames in order with their times, and a true reason when there are none.
 
-The layer under `dynamictrl.video`, whose table lists the reasons. Containers are opened by content, never by name:
-a file handle without a name is all FFmpeg sees, so names beginning with a dash, false extensions and playlists that
-point elsewhere have no power.
+The layer under `dynamictrl.video`, whose table lists the reasons.
 """
 
 from __future__ import annotations
@@ -19,34 +17,22 @@ import av.error
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from PIL import Image
 
 from dynamictrl.errors import MediaError
+from dynamictrl.video_container import open_container, still_image
 from dynamictrl.video_pixels import MAX_FRAME_PIXELS, Look
 
 logger = logging.getLogger(__name__)
 
 VideoSource = Path | bytes
 
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,asf,ogg,"
-    "mxf,rm,nut,yuv4mpegpipe,dv,mp3,wav,flac,aac,amr,caf,w64,aiff"
-)
-"""Demuxers that read what they are given and open nothing else (no playlists, concatenations or devices)."""
-
 _DECODER_THREADS = 2
 _SEEK_FROM = 1.0
 """Seconds; nearer starts are reached by decoding."""
-
-
-class _Nameless:
-    """A file as FFmpeg needs it, without the name by which it would guess a format or open files itself."""
-
-    def __init__(self, file: BinaryIO):
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
 class FrameStream:
@@ -56,6 +42,10 @@ class FrameStream:
         source = Path(source) if isinstance(source, str) else source
         self._label = f"{len(source)} bytes" if isinstance(source, bytes) else source.name
         self._threads = threads
+        self.damage: MediaError | None = None
+        """What ended the frames early, where they were asked for in part."""
+        self.mended = 0
+        """Frames so far whose own time was missing or not behind the one before."""
         self._file = self._open_file(source)
         try:
             self._container = self._open_container()
@@ -94,17 +84,9 @@ class FrameStream:
     def _open_container(self) -> InputContainer:
         self._file.seek(0)
         try:
-            # Metadata may be in any encoding, or none.
-            container = av.open(
-                _Nameless(self._file),
-                metadata_errors="replace",
-                buffer_size=1 << 18,
-                container_options={"format_whitelist": _CONTAINERS},
-            )
-            assert isinstance(container, InputContainer)
-            return container
+            return open_container(self._file)
         except (av.error.FFmpegError, ValueError, EOFError) as error:
-            if kind := _still_image(self._file):
+            if kind := still_image(self._file):
                 raise self._error("still_image", f"is a {kind} picture; a video is needed") from error
             raise self._error("not_media", f"is no video that can be opened ({_words(error)})") from error
 
@@ -147,11 +129,19 @@ class FrameStream:
     @property
     def header_duration(self) -> float:
         """Seconds, of the stream where it states them, else of the file; 0 where nothing does."""
+        return self.own_duration or self.file_duration
+
+    @property
+    def own_duration(self) -> float:
+        """Seconds that the header states for this stream alone; 0 where it states none."""
         if self._stream.duration and self._stream.time_base:
             return float(self._stream.duration * self._stream.time_base)
-        if tag := self._stream.metadata.get("DURATION"):
-            return _clock_seconds(tag)
-        return self._file_duration
+        return _clock_seconds(self._stream.metadata.get("DURATION", ""))
+
+    @property
+    def file_duration(self) -> float:
+        """Seconds that the header states for the whole file, sound included; 0 where it states none."""
+        return (self._container.duration or 0) / av.time_base
 
     def look(self, frame: VideoFrame, max_pixels: int | None) -> Look:
         """How this stream's frames are shown, decided by one of them."""
@@ -217,7 +207,7 @@ class FrameStream:
     def frames(self, *, partial: bool) -> Iterator[VideoFrame]:
         """Yields decoded frames from where the container stands; damage ends them or raises (see `iter_frames`)."""
         count, damage = 0, None
-        packets = self._container.demux(self._stream)
+        packets = self._packets()
         while damage is None or count == 0:
             # A recording may begin in the middle of a group of pictures, so damage before any frame is passed over.
             try:
@@ -231,6 +221,9 @@ class FrameStream:
                 count += 1
                 yield frame
         self._settle(count, damage, partial)
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        return self._container.demux(self._stream)
 
     def _in_flight(self) -> list[VideoFrame]:
         """Frames that decoder threads had finished when a later packet failed."""
@@ -280,25 +273,32 @@ class FrameStream:
             raise self._error("no_frames", f"not one frame{promised} can be decoded{why}")
         if damage is None:
             return
+        self.damage = self._error(
+            "decode_error", f"is damaged after {count} good frames{why}; partial=True keeps those"
+        )
         if not partial:
-            raise self._error("decode_error", f"is damaged after {count} good frames{why}; partial=True keeps those")
+            raise self.damage
         logger.warning("%s is damaged after %d good frames%s; the rest is left out", self._label, count, why)
 
     def _clocked(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
         """Adds each frame's time by its own clock in seconds, always increasing."""
         step = 1 / (self.header_fps or 25.0)
+        # AVI knows no times, only the order of packets: B-frames would jump to and fro.
+        counts_packets = self._container.format.name == "avi"
         last: float | None = None
         for frame in frames:
             # Not `frame.time`: frames drained after damage carry no time base of their own.
-            time = None if frame.pts is None else float(frame.pts * self._time_base)
+            stamp = frame.dts if counts_packets else frame.pts
+            time = None if stamp is None else float(stamp * self._time_base)
             if time is None or (last is not None and time <= last):
+                self.mended += 1
                 time = 0.0 if last is None else last + step
             last = time
             yield time, frame
 
     def _check_complete(self, last: float) -> None:
         """Some containers end early without a word (half a Matroska file): compare with the stated length."""
-        stated = [seconds for seconds in (self.header_duration, self._file_duration) if seconds > 0]
+        stated = [seconds for seconds in (self.header_duration, self.file_duration) if seconds > 0]
         covered = last + 1 / (self.header_fps or 25.0)
         if stated and min(stated) - covered > max(1.0, 0.1 * min(stated)):
             raise self._error(
@@ -310,20 +310,6 @@ class FrameStream:
     def _time_base(self) -> Fraction:
         assert self._stream.time_base, "FFmpeg gives every stream a clock"
         return self._stream.time_base
-
-    @property
-    def _file_duration(self) -> float:
-        return (self._container.duration or 0) / av.time_base
-
-
-def _still_image(file: BinaryIO) -> str | None:
-    """The picture format a file holds, None where it is none."""
-    file.seek(0)
-    try:
-        with Image.open(file) as image:
-            return image.format
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
 
 
 def _clock_seconds(clock: str) -> float:
