@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from dynamictrl.dwpose import JOINTS_OF_LAYOUT
+from dynamictrl.dwpose_pictures import JOINTS_OF_LAYOUT
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
 from dynamictrl.mini.marionettes.scene import PLACES, choose_place, paint_place
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.dwpose import crop_person, decode_simcc, letterbox, open_session, person_boxes
+from dynamictrl.dwpose_networks import open_session
+from dynamictrl.dwpose_pictures import crop_person, decode_simcc, letterbox, person_boxes
 from dynamictrl.mini.whole_body.held_out import Batch, HeldOut
 from dynamictrl.pose_tracking import box_overlap
 

@@ -4,15 +4,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dynamictrl.dwpose import (
-    PoseEstimator,
-    check_provider,
-    decode_simcc,
-    letterbox,
-    person_boxes,
-    suppress,
-    to_layout,
-)
+from dynamictrl.dwpose import PoseEstimator
+from dynamictrl.dwpose_networks import check_provider
+from dynamictrl.dwpose_pictures import decode_simcc, letterbox, person_boxes, suppress, to_layout
 from dynamictrl.errors import CheckpointError, ConfigError, InputError
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene, sample_clip
 from dynamictrl.mini.marionettes.scene import PLACES, choose_place, paint_place

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynamictrl.dwpose import crop_person
+from dynamictrl.dwpose_pictures import crop_person
 from dynamictrl.mini.whole_body.augment import damage, warp
 from dynamictrl.mini.whole_body.compose import Wardrobe, backdrops
 from dynamictrl.mini.whole_body.detector_model import MiniDetector, cell_grid, detection_loss
