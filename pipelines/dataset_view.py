@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import tarfile
@@ -10,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dynamictrl.errors import DatasetError
 from dynamictrl.shards import SCHEMA_VERSION, Sample
-from pipelines import storage
+from pipelines.storage import Store, file_name
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class DatasetView:
     @property
     def name(self) -> str:
         """The last part of where it lies."""
-        return storage.file_name(self.root) if storage.is_remote(self.root) else Path(self.root).resolve().name
+        return file_name(self.root) if self.store.remote else self.store.folder.resolve().name
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The manifest: one row per clip found, in order of key; scores, models and lineage as dicts."""
         import pyarrow.parquet as pq
 
-        rows = pq.read_table(io.BytesIO(self._read("manifest.parquet"))).to_pylist()
+        rows = pq.read_table(io.BytesIO(self.store.read("manifest.parquet"))).to_pylist()
         for row in rows:
             for name in ("scores", "models", "lineage", "rights"):
                 row[name] = dict(row.get(name) or {})
@@ -47,17 +46,21 @@ class DatasetView:
     @cached_property
     def quarantine(self) -> list[dict[str, Any]]:
         """The lines of `quarantine.jsonl`."""
-        return [json.loads(line) for line in self._read("quarantine.jsonl").decode().splitlines()]
+        return [json.loads(line) for line in self.store.read("quarantine.jsonl").decode().splitlines()]
+
+    @property
+    def store(self) -> Store:
+        """Its files."""
+        return Store(self.root)
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
         """The members of a kept row, read out of its shard; raises DatasetError where they are not there."""
-        members = dict(self.members(row))
-        return Sample(row["key"], members)
+        return Sample(row["key"], dict(self.members(row)))
 
     def members(self, row: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
         """(extension, content) of a kept row's members, in order."""
         name = f"shards/{row['shard']}"
-        with _opened(self.root, name) as stream:
+        with self.store.open(name) as stream:
             stream.seek(row["offset"])
             try:
                 with tarfile.open(fileobj=stream, mode="r|") as tar:
@@ -69,14 +72,10 @@ class DatasetView:
                         yield extension, content.read() if content else b""
             except tarfile.TarError as problem:
                 raise DatasetError(
-                    f"{self.root}/{name} is damaged: {problem}. `python -m pipelines verify --dataset {self.root}` "
+                    f"{self.store.uri(name)} is damaged: {problem}. `python -m pipelines verify --dataset {self.root}` "
                     f"says what else is.",
                     code="shard_damaged",
                 ) from problem
-
-    def _read(self, name: str) -> bytes:
-        with _opened(self.root, name) as stream:
-            return stream.read()
 
 
 def open_view(dataset: str | Path, work: str | Path | None = None) -> DatasetView:
@@ -84,40 +83,29 @@ def open_view(dataset: str | Path, work: str | Path | None = None) -> DatasetVie
 
     `work` is the run's work folder, by default `DATASET/.work` where there is one.
     """
-    root = str(dataset).removeprefix("file://").rstrip("/") or "/"
-    try:
-        with _opened(root, "dataset.json") as stream:
-            description = json.loads(stream.read())
-    except (FileNotFoundError, NotADirectoryError) as problem:
+    store = Store(str(dataset))
+    if not store.exists("dataset.json"):
         raise DatasetError(
-            f"{root} is no data set: it has no dataset.json. Make one with `python -m pipelines RECIPE --videos SRC "
-            f"--out {root}`.",
+            f"{dataset} is no data set: it has no dataset.json. Make one with `python -m pipelines RECIPE --videos SRC "
+            f"--out {dataset}`.",
             code="dataset_missing",
-        ) from problem
+        )
+    description = json.loads(store.read("dataset.json"))
     version = description.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DatasetError(
-            f"{root} has schema version {version}; this release reads {SCHEMA_VERSION}. Curate it again with this "
+            f"{dataset} has schema version {version}; this release reads {SCHEMA_VERSION}. Curate it again with this "
             f"release, or install the release that wrote it.",
             code="dataset_schema",
         )
-    if not storage.is_remote(root):
-        work = work or Path(root) / ".work"
-    return DatasetView(root, description, Path(work) if work and Path(work).is_dir() else None)
+    return view_of(store.root, description, work)
 
 
-@contextlib.contextmanager
-def _opened(root: str, name: str) -> Iterator[BinaryIO]:
-    """A file of the data set as a stream that can seek."""
-    if not storage.is_remote(root):
-        with (Path(root) / name).open("rb") as stream:
-            yield stream
-        return
-    from pyarrow import fs
-
-    system, path = fs.FileSystem.from_uri(root)
-    with system.open_input_file(f"{path}/{name}") as stream:
-        yield stream  # pyright: ignore[reportReturnType]
+def view_of(root: str | Path, description: Mapping[str, Any], work: str | Path | None = None) -> DatasetView:
+    """The data set as `description` says it is, whether `dataset.json` is written yet or not."""
+    store = Store(str(root))
+    folder = Path(work) if work else None if store.remote else store.folder / ".work"
+    return DatasetView(store.root, description, folder if folder and folder.is_dir() else None)
 
 
 def sources(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

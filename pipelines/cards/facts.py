@@ -45,11 +45,10 @@ def model_fact(name: str) -> ModelFact | None:
     """What is known of a model id or a folder's name; None where nothing is."""
     lowered = name.lower()
     for fact in MODELS:
-        prefix = fact.prefix.lower()
-        tail = prefix.rsplit("/", 1)[-1]
-        if lowered.startswith(prefix) or (tail and f"/{tail}" in lowered):
+        if lowered.startswith(fact.prefix.lower()):
             return fact
-    return None
+    tails = [(fact, fact.prefix.lower().rsplit("/", 1)[-1]) for fact in MODELS]
+    return next((fact for fact, tail in tails if tail and f"/{tail}" in lowered), None)
 
 
 def is_research_only(models: dict[str, list[str]]) -> bool:

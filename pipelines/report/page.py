@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
-from pipelines.dataset_view import DatasetView, open_view
+from pipelines.dataset_view import DatasetView, open_view, view_of
 from pipelines.report.advice import advice
 from pipelines.report.cases import cases
 from pipelines.report.funnel import equations, funnel
@@ -21,6 +21,7 @@ from pipelines.stage_list import limits, listed
 if TYPE_CHECKING:
     from pipelines.stage import Cost
 
+PAGE = "report/index.html"
 TEMPLATES = Path(__file__).parent
 QUARANTINED_ROWS = 300
 """Lines of the quarantine table; the rest is counted."""
@@ -40,25 +41,19 @@ class CostRow:
 
 
 def write_report(
-    dataset: Path | str, description: Mapping[str, Any] | None = None, costs: Mapping[str, Cost] | None = None
-) -> Path:
-    """Writes `DATASET/report/index.html` and returns its path.
+    dataset: Path | str,
+    description: Mapping[str, Any] | None = None,
+    costs: Mapping[str, Cost] | None = None,
+    work: Path | str | None = None,
+) -> str:
+    """Writes `DATASET/report/index.html`, on a disk or in a store, and returns where it lies.
 
-    `description` is the content of `dataset.json` where that is not written yet; `costs` are by stage. For a data set
-    in a store, `render` gives the bytes.
+    `description` is the content of `dataset.json` where that is not written yet; `costs` are by stage; `work` is the
+    run's work folder where it is not `DATASET/.work`.
     """
-    view = view_of(dataset, description)
-    path = Path(dataset) / "report" / "index.html"
-    storage.write_bytes(path, render(view, costs))
-    return path
-
-
-def view_of(dataset: Path | str, description: Mapping[str, Any] | None) -> DatasetView:
-    """The data set opened, or as `description` says it will be once `dataset.json` is written."""
-    if description is None:
-        return open_view(dataset)
-    work = Path(dataset) / ".work"
-    return DatasetView(str(dataset), description, work if work.is_dir() else None)
+    view = open_view(dataset, work) if description is None else view_of(dataset, description, work)
+    view.store.put(PAGE, render(view, costs))
+    return view.store.uri(PAGE)
 
 
 def render(view: DatasetView, costs: Mapping[str, Cost] | None = None) -> bytes:
