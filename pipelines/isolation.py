@@ -1,7 +1,17 @@
-"""Stages run in a child process that may hang, crash or eat memory without taking the job along.
+"""Stages run in a child process that may hang, crash, flood or eat memory without taking the job along.
 
-Decoders see strangers' bytes. One child serves many sources, is killed at a time limit, and is started again on demand.
-Messages are pickles over its stdin and stdout: our own process's, never a stranger's.
+Decoders see strangers' bytes. One child (`isolated`) serves many sources, is watched while it works, killed at a limit,
+and started again on demand. Messages are pickles over its stdin and stdout: our own process's, never a stranger's.
+
+What happens to the process is charged to the source that it was reading:
+
+| code | the child |
+|---|---|
+| time_limit | took longer than the limit, working or not |
+| cpu_limit | used more processor time than the limit, of all its threads |
+| out_of_memory | held more memory than the limit, or asked for it |
+| output_flood | wrote more text, or a longer answer, than any source is worth |
+| crashed | died of itself, twice |
 """
 
 from __future__ import annotations
@@ -9,93 +19,220 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import queue
-import struct
+import select
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
+from dynamictrl.errors import ConfigError
 from pipelines.clip import Clip
-from pipelines.stage import Stage, Work, apply
+from pipelines.isolated import HEADER, READY, framed
+from pipelines.stage import Stage, Work
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """A crash may be the machine's fault once; the second one is the source's."""
+WATCH = 0.1
+"""Seconds between two looks at the child's memory."""
+START_LIMIT = 600.0
+"""Seconds that a child may take to load what its stages need; no source is charged for that."""
+LONGEST_ANSWER = 256 * 2**20
+MOST_TEXT = 64 * 2**20
+"""Bytes that a source may make libraries print before it is charged for it."""
+PASSED_ON = 64 * 2**10
+"""Bytes of a source's text that are passed on to this process's stderr; the rest is dropped."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a child ended that gave no answer."""
+
+    code: str
+    message: str
+    final: bool = True
+    """False where another try may go well."""
 
 
 @dataclass
 class Child:
-    """A process that applies stages to clips, one at a time."""
+    """A process that applies stages to the rows of one source at a time."""
 
     stages: Sequence[Stage]
     time_limit: float
     """Seconds that one source may take."""
     memory_gib: float
-    """Address space of the child; 0 = no limit."""
+    """GiB of main memory that the child may hold; 0 = no limit."""
+    cpu_limit: float = 0.0
+    """Seconds of processor time, of all threads, that one source may take; 0 = no limit."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _answers: queue.Queue[bytes | None] = field(default_factory=queue.Queue, init=False)
+    _text: int = field(default=0, init=False)
+    """Bytes that the child has printed over the present source."""
 
     def apply(self, clips: Sequence[Clip], first: int = 0) -> Work:
         """As `stage.apply`, of the stages from number `first` on, to the rows of one source.
 
-        A hang or a crash becomes a quarantine with the code `time_limit` or `crashed`.
-
-        What the stages raise on purpose (wrong settings, missing weights) is raised here.
+        What befalls the child becomes a quarantine of the source (table above). What the stages raise on purpose
+        (wrong settings, missing weights) is raised here, and ConfigError where no child can be started.
         """
-        code = 0
+        request = framed(pickle.dumps((list(clips), first)))
+        end = _End("crashed", "")
         for attempt in range(1, ATTEMPTS + 1):
-            process = self._running()
-            try:
-                _send(process.stdin, pickle.dumps((list(clips), first)))
-                answer = self._answers.get(timeout=self.time_limit)
-            except queue.Empty:
-                self.stop()
-                return self._refused(clips, "time_limit", f"took longer than {self.time_limit:g} s")
-            except BrokenPipeError:
-                answer = None
-            if answer is not None:
-                return _opened(answer)
-            code = process.wait()
+            fresh = self._process is None
+            answer = self._asked(request)
+            if isinstance(answer, bytes):
+                self._retire_if_fat()
+                return self._named(_opened(answer))
             self.stop()
-            source = clips[0].source
-            logger.warning("the process that read %s died with exit code %s (attempt %s)", source, code, attempt)
-        return self._refused(clips, "crashed", f"the process that read it died {ATTEMPTS} times (exit code {code})")
+            end = answer
+            logger.warning("%s: the process that read it %s (attempt %s)", clips[0].source, end.message, attempt)
+            # What a child had kept from other sources must not be charged to this one.
+            if end.final and (fresh or end.code != "out_of_memory"):
+                break
+        return self._refused(clips, end)
 
     def stop(self) -> None:
         """Kills the child, if there is one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-        self._process, self._answers = None, queue.Queue()
 
-    def _refused(self, clips: Sequence[Clip], code: str, message: str) -> Work:
+    def _refused(self, clips: Sequence[Clip], end: _End) -> Work:
         """The whole source, whichever of its shots was being read."""
-        return Work([replace(clips[0].quarantine(code, message), key="", stage=self.stages[0].name)])
+        message = f"the process that read it {end.message}"
+        return Work([replace(clips[0].quarantine(end.code, message), key="", stage=self.stages[0].name)])
+
+    def _named(self, work: Work) -> Work:
+        """Where the child itself was refused memory, says by which limit."""
+        said = f"; the limit is {self.memory_gib:g} GiB (--memory-gib raises it)"
+        work.clips = [
+            replace(c, message=c.message + said) if c.rejected == "out_of_memory" and self.memory_gib else c
+            for c in work.clips
+        ]
+        return work
+
+    def _asked(self, request: bytes) -> bytes | _End:
+        """The child's answer, or its end."""
+        process = self._running()
+        self._text = 0
+        try:
+            _write(process, request)
+        except BrokenPipeError:
+            return self._death(process)
+        return self._answer(process, self.time_limit)
+
+    def _answer(self, process: subprocess.Popen[bytes], limit: float) -> bytes | _End:
+        """Waits for one message, with an eye on the child."""
+        assert process.stdout is not None
+        assert process.stderr is not None
+        answer, text = process.stdout.fileno(), process.stderr.fileno()
+        open_pipes = [answer, text]
+        received = bytearray()
+        deadline = time.monotonic() + limit
+        looked = 0.0
+        while True:
+            ready, _, _ = select.select(open_pipes, [], [], WATCH)
+            if text in ready and not self._pass_on(text):
+                open_pipes.remove(text)
+            if answer in ready:
+                part = os.read(answer, 1 << 20)
+                received += part
+                if not part:
+                    return self._death(process)
+                if len(received) >= HEADER.size:
+                    (length,) = HEADER.unpack_from(received)
+                    if length > LONGEST_ANSWER:
+                        return _End("output_flood", f"gave an answer of {length} bytes; at most {LONGEST_ANSWER}")
+                    if len(received) == HEADER.size + length:
+                        return bytes(received[HEADER.size :])
+                continue
+            now = time.monotonic()
+            if now - looked >= WATCH:
+                looked = now
+                if end := self._verdict(process, now > deadline, limit):
+                    return end
+
+    def _verdict(self, process: subprocess.Popen[bytes], late: bool, limit: float) -> _End | None:
+        if late:
+            return _End("time_limit", f"took longer than {limit:g} s (--time-limit raises it)")
+        held = _resident_gib(process.pid)
+        if 0 < self.memory_gib < held:
+            return _End("out_of_memory", f"held {held:.1f} GiB; at most {self.memory_gib:g} (--memory-gib raises it)")
+        if self._text > MOST_TEXT:
+            return _End("output_flood", f"printed more than {MOST_TEXT // 2**20} MiB of text")
+        return None
+
+    def _pass_on(self, pipe: int) -> bool:
+        """False at the end of the pipe."""
+        part = os.read(pipe, 1 << 16)
+        room = PASSED_ON - self._text
+        self._text += len(part)
+        if room > 0 and part:
+            sys.stderr.write(part[:room].decode(errors="replace"))
+            sys.stderr.flush()
+        return bool(part)
+
+    def _death(self, process: subprocess.Popen[bytes]) -> _End:
+        """What a child died of that nobody here killed."""
+        try:
+            code = process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return _End("crashed", "closed its pipe and did not end", final=False)
+        if code == -signal.SIGXCPU:
+            return _End("cpu_limit", f"used {self.cpu_limit:g} s of processor time (--cpu-limit raises it)")
+        how = f"exit code {code}"
+        if code < 0:
+            how = signal.Signals(-code).name
+        if code == -signal.SIGKILL:
+            how += ", by the kernel for want of memory, most likely"
+        return _End("crashed", f"died {ATTEMPTS} times ({how})", final=False)
+
+    def _retire_if_fat(self) -> None:
+        # Memory that libraries do not give back would be charged to the next source.
+        if self._process is not None and 0 < self.memory_gib < 2 * _resident_gib(self._process.pid):
+            self.stop()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.stop()
-            root = str(Path(__file__).parents[1])
-            path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.isolation"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-            _send(self._process.stdin, pickle.dumps((tuple(self.stages), self.memory_gib)))
-            reader = threading.Thread(target=_read_answers, args=(self._process.stdout, self._answers), daemon=True)
-            reader.start()
+            self._process = self._started()
         return self._process
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.isolated"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._process, self._text = process, 0
+        try:
+            _write(process, framed(pickle.dumps((tuple(self.stages), self.memory_gib, self.cpu_limit))))
+            said = self._answer(process, START_LIMIT)
+        except BrokenPipeError:
+            said = self._death(process)
+        if said != READY:
+            self.stop()
+            what = said.message if isinstance(said, _End) else "said something else than that it is ready"
+            raise ConfigError(f"the process that reads sources cannot start: it {what}", code="isolation_failed")
+        return process
+
+
+def _write(process: subprocess.Popen[bytes], message: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(message)
+    process.stdin.flush()
 
 
 def _opened(answer: bytes) -> Work:
@@ -105,76 +242,10 @@ def _opened(answer: bytes) -> Work:
     return result
 
 
-def _read_answers(pipe: IO[bytes], answers: queue.Queue[bytes | None]) -> None:
-    while (answer := _receive(pipe)) is not None:
-        answers.put(answer)
-    answers.put(None)
-
-
-def _send(pipe: IO[bytes] | None, message: bytes) -> None:
-    assert pipe is not None
-    pipe.write(struct.pack("!Q", len(message)) + message)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> bytes | None:
-    """The next message; None at the end of the pipe."""
+def _resident_gib(process: int) -> float:
+    """Main memory that a process holds; 0 where the system does not say."""
     try:
-        header = pipe.read(8)
-        if len(header) < 8:
-            return None
-        (length,) = struct.unpack("!Q", header)
-        message = pipe.read(length)
-    except (OSError, ValueError):
-        return None
-    return message if len(message) == length else None
-
-
-def _serve() -> None:
-    """The child's life: stages first, then one clip after another, until the parent is gone."""
-    answers = os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints must not be read as an answer.
-    os.dup2(2, 1)
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
-    first = _receive(sys.stdin.buffer)
-    if first is None:
-        return
-    stages, memory_gib = pickle.loads(first)
-    _limit_memory(memory_gib)
-    failure = _set_up(stages)
-    while (message := _receive(sys.stdin.buffer)) is not None:
-        try:
-            clips, first = pickle.loads(message)
-            result: Work | Exception = failure or apply(stages[first:], clips)
-        except Exception as problem:
-            result = problem
-        _send(answers, pickle.dumps(result))
-
-
-def _set_up(stages: Sequence[Stage]) -> Exception | None:
-    """What went wrong in setting up is the answer to every clip: the parent raises it."""
-    try:
-        for stage in stages:
-            stage.setup()
-    except Exception as problem:
-        return problem
-    return None
-
-
-def _limit_memory(gib: float) -> None:
-    if gib > 0 and sys.platform == "linux":
-        import resource
-
-        limit = int(gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _leave_with_parent(parent: int) -> None:
-    # A killed job must not leave a decoder behind that writes while the next run starts.
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    _serve()
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
