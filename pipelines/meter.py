@@ -12,13 +12,11 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
-from pipelines.clip import Clip
 from pipelines.stage import Cost, Work
 
 SECONDS_BETWEEN_WRITES = 1.0
@@ -36,11 +34,11 @@ def sweep(work: Path) -> None:
 
 @dataclass
 class Meter:
-    """Counts the work of one operator in one process. The operator calls `add`, the runner `block` and `save`."""
+    """Counts the work of one operator in one process. The operator calls `add`, the runner `save`."""
 
     blocks: int = 0
     busy_seconds: float = 0.0
-    """Between taking blocks and giving them back, setting up included."""
+    """Between taking rows and giving them back, setting up included."""
     attempts_lost: int = 0
     """Earlier attempts whose process died."""
     stages: dict[str, Cost] = field(default_factory=dict)
@@ -48,22 +46,15 @@ class Meter:
     """Rows by (stage, `rejected` or `quarantined`, reason code)."""
     _saved: float = field(default=0.0, init=False, repr=False)
 
-    def add(self, work: Work, before: Sequence[Clip] = ()) -> None:
-        """`work` was done just now, on the rows `before`. What was recalled from an earlier run is not work."""
+    def add(self, work: Work) -> None:
+        """`work` was done just now. What was recalled from an earlier run is not work."""
         for stage, cost in work.costs.items():
             self.stages.setdefault(stage, Cost()).add(cost)
-        passed_by = sum(bool(clip.rejected) for clip in before)
-        rejected = [clip for clip in work.clips if clip.rejected]
-        for clip in rejected if not passed_by else [c for c in rejected if c not in before]:
+        for clip in (clip for clip in work.clips if clip.rejected):
             self.refused[clip.stage, "quarantined" if clip.quarantined else "rejected", clip.rejected] += 1
 
-    def block(self, seconds: float) -> None:
-        """One more block of rows is done."""
-        self.blocks += 1
-        self.busy_seconds += seconds
-
     def save(self, work: Path, operator: str, *, now: bool = False) -> None:
-        """Writes the file, unless it was written a moment ago."""
+        """Writes the file, unless it was written a moment ago. It is not synced: a dead machine needs no numbers."""
         if not now and time.monotonic() - self._saved < SECONDS_BETWEEN_WRITES:
             return
         self._saved = time.monotonic()
@@ -77,8 +68,16 @@ class Meter:
             },
             "refused": [[*place, count] for place, count in sorted(self.refused.items())],
         }
-        name = f"{operator}@{socket.gethostname()}-{os.getpid()}.json"
-        storage.write_bytes(folder(work) / name, json.dumps(content).encode())
+        write(work, f"{operator}@{socket.gethostname()}-{os.getpid()}.json", content)
+
+
+def write(work: Path, name: str, content: dict[str, Any]) -> None:
+    """Replaces one of the files of numbers."""
+    path = folder(work) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}.tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
 
 
 def load(work: Path) -> Iterator[dict[str, Any]]:

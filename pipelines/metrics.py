@@ -211,7 +211,7 @@ def say_operators(work: Path, content: dict[str, Any]) -> None:
     {"operators": {name: {workers, seconds, queue, blocked}}, "object_store": {"peak": bytes, "spilled": bytes}}, where
     `seconds` is how long the operator has been at work and `blocked` the worker seconds of it that Ray held it back.
     """
-    storage.write_bytes(meter.folder(work) / DRIVER, json.dumps(content).encode())
+    meter.write(work, DRIVER, content)
 
 
 def _said(work: Path) -> dict[str, Any]:

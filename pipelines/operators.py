@@ -33,6 +33,21 @@ class Operator(Protocol):
         ...
 
     @property
+    def work(self) -> Path:
+        """The run's work folder."""
+        ...
+
+    @property
+    def run_id(self) -> str:
+        """Of this start of the command: attempts at units are counted by it; "" = not counted."""
+        ...
+
+    @property
+    def meter(self) -> Meter:
+        """What this process has done with it."""
+        ...
+
+    @property
     def num_cpus(self) -> float: ...
     @property
     def num_gpus(self) -> float: ...

@@ -3,31 +3,39 @@
 Ray moves rows of names and numbers; bytes and outcomes lie on disk, written by the operators themselves. So nothing is
 asked of Ray that it was measured to get wrong: no native checkpoint, no tolerated errors, no retries without end, no
 `write_webdataset`, no numpy batches (they turn None into nan).
+
+A worker process that dies has its block done again: what was decided is recalled from the ledger, and the unit that it
+died on is charged after a few deaths (`attempts`). So the number of retries is finite and yet enough for any number of
+such units.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
 import ray.exceptions
-from ray.util.annotations import RayDeprecationWarning
 
 from dynamictrl import errors
-from dynamictrl.errors import ConfigError, DynamiCtrlError
-from pipelines import storage
+from dynamictrl.errors import CheckpointError, ConfigError, DynamiCtrlError
+from pipelines import attempts, lanes, storage
+from pipelines.bundles import bundled, grouped
 from pipelines.clip import Clip, from_table, to_table
-from pipelines.operators import Operator
+from pipelines.operators import Operator, unit_name
 from pipelines.publication import Publication
-from pipelines.runner import Advance, Seen
+from pipelines.ray_watch import Callback, Watch
+from pipelines.runner import Advance, units_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,36 +43,88 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-"""Of a task or an actor whose process died. A source that kills its decoder is caught before that (`isolation`)."""
-BLOCKS_PER_WORKER = 4
-"""More would cost: each task takes Ray 60 to 75 ms of processor time. Fewer would leave workers idle at the end."""
-MOST_UNITS_PER_BLOCK = 16
+"""Of a task or an actor that lost its process while no unit was in it."""
+BLOCKS_IN_FLIGHT = 2
+"""Per GPU worker: one at work, the next at hand."""
 ROWS_MEMORY = 256 * 2**20
 """Bytes of a local Ray's object store: only rows pass through it."""
 NO_PROGRESS_SECONDS = 24 * 3600
 """Ray gives up on a plan without finished rows for so long; our own time limit per source is the real one."""
 
 
-_ready: dict[Path, Operator] = {}
-"""The operators that this worker process has set up, by the folder that they record in: a worker may outlive a run, and
-the next run's operator has another folder where its settings are the same."""
+@dataclass(frozen=True)
+class _Chain:
+    """Operators that one worker takes its rows through, one after the other."""
+
+    operators: tuple[Operator, ...]
+    needed: tuple[tuple[str, str], ...]
+    """All operators of this run: what else a worker process still holds can go."""
+    patience: int
+    """Workers that may die in a row while they set up."""
+
+    @property
+    def name(self) -> str:
+        return self.operators[0].name
+
+    @property
+    def need(self) -> lanes.Need:
+        each = self.operators
+        memory = max(o.memory_gib for o in each)
+        return lanes.Need(self.name, max(o.num_cpus for o in each), sum(o.num_gpus for o in each), memory)
+
+    def ready(self) -> list[Operator]:
+        """The operators as this process has set them up. It may outlive a run; the next run's are others."""
+        for place in _ready.keys() - set(self.needed):
+            _ready.pop(place).close()
+        for operator in self.operators:
+            if _place(operator) not in _ready:
+                _set_up(operator, self.patience)
+                _ready[_place(operator)] = operator
+        return [_ready[_place(operator)] for operator in self.operators]
 
 
-def _apply(table: pa.Table, operator: Operator, needed: tuple[Path, ...]) -> pa.Table:
-    """One block of rows through one operator, set up once in each process; `needed` are the folders still in use."""
-    for folder in _ready.keys() - set(needed):
-        _ready.pop(folder).close()
-    if operator.folder not in _ready:
-        _set_up(operator)
-        _ready[operator.folder] = operator
-    ready = _ready[operator.folder]
-    return to_table(ready.run_many(from_table(table)))
+_ready: dict[tuple[str, str], Operator] = {}
+"""The operators that this worker process has set up."""
 
 
-def _set_up(operator: Operator) -> None:
+def _place(operator: Operator) -> tuple[str, str]:
+    return str(operator.folder), operator.run_id
+
+
+def _apply(table: pa.Table, chain: _Chain) -> pa.Table:
+    """One block of rows through operators that are set up once in each process."""
+    began = time.monotonic()
+    units, results = from_table(table), []
+    operators = chain.ready()
+    first = operators[0].meter
+    # Without a GPU nothing is gained by many at once, and what is done is on record as soon as it is done.
+    for step in [units] if chain.need.gpus else [[unit] for unit in units]:
+        for operator in operators:
+            lost = (attempts.made(operator.work, operator.run_id, unit_name(unit)) for unit in step)
+            operator.meter.attempts_lost += sum(map(bool, lost))
+            step = operator.run_many(step)
+            operator.meter.save(operator.work, operator.name)
+        results += step
+        first.busy_seconds += time.monotonic() - began
+        began = time.monotonic()
+    first.blocks += 1
+    for operator in operators:
+        operator.meter.save(operator.work, operator.name, now=True)
+    return to_table(results)
+
+
+def _set_up(operator: Operator, patience: int) -> None:
     """Sets up, and notes a failure on disk: Ray loses the cause of an error on its way home."""
+    mark = f"setup-{operator.name}"
     try:
-        operator.setup()
+        if attempts.made(operator.work, operator.run_id, mark) >= patience:
+            raise CheckpointError(
+                f"{patience} processes in a row died while they set up {operator.name}. Check its weights, its device "
+                f"and the memory of its node.",
+                code="setup_crashed",
+            )
+        with attempts.attempt(operator.work, operator.run_id, [mark]):
+            operator.setup()
     except DynamiCtrlError as problem:
         fields = {"kind": type(problem).__name__, "message": str(problem), "code": problem.code, "param": problem.param}
         storage.write_bytes(_failure_note(operator), json.dumps(fields).encode())
@@ -76,10 +136,18 @@ def _failure_note(operator: Operator) -> Path:
 
 
 class _Worker:
-    """`_apply` in an actor, for operators that hold a GPU."""
+    """`_apply` in an actor, for operators that hold a GPU; it loads its weights before the first rows come."""
 
-    def __call__(self, table: pa.Table, operator: Operator, needed: tuple[Path, ...]) -> pa.Table:
-        return _apply(table, operator, needed)
+    def __init__(self, chain: _Chain):
+        self.chain = chain
+        try:
+            chain.ready()
+        except DynamiCtrlError:
+            # Ray would start another actor, and another. The first block says it again, and that ends the run.
+            logger.warning("%s cannot be set up", chain.name)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return _apply(table, self.chain)
 
 
 class RayRunner:
@@ -88,41 +156,53 @@ class RayRunner:
     def __init__(self, workers: int = 0):
         """`workers` is the number of processes per operator, 0 = as the cluster has room for."""
         self._workers = workers
+        self._run_id = uuid.uuid4().hex
         self._started = not ray.is_initialized()
         if self._started:
             _start(workers)
+        self._watch = Watch(_store_bytes)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
         context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        context.max_errored_blocks = 0
+        context.custom_execution_callback_classes = [Callback]  # pyright: ignore[reportAttributeAccessIssue]
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def run(self, operators: Sequence[Operator], units: Sequence[Clip], advance: Advance) -> None:
         """As `Runner.run`; raises what an operator raised about settings or weights."""
-        lanes = self._lanes(operators, len(units))
-        dataset = ray.data.from_arrow([to_table(block) for block in _blocks(units, lanes)])
-        needed = tuple(operator.folder for operator in operators)
-        cpus = self._cpus(operators, lanes)
         for operator in operators:
             _failure_note(operator).unlink(missing_ok=True)
-            dataset = _mapped(dataset, operator, needed, lanes, cpus)
-        by_source, seen = not units[0].key, Seen()
+        attempts.sweep(operators[0].work)
+        chains = _chains([_in_run(operator, self._run_id) for operator in operators], self._workers)
+        given = lanes.shared([chain.need for chain in chains], _cluster(), most=self._workers or len(units))
+        bundles = bundled(units, max(lane.workers for lane in given))
+        deaths = attempts.MOST * max(map(len, bundles))
+        dataset = ray.data.from_arrow([to_table(bundle) for bundle in bundles])
+        for chain, lane in zip(chains, given, strict=True):
+            dataset = _mapped(dataset, chain, lane, deaths=deaths, restarts=attempts.MOST * len(units))
+        self._watch.begin(operators[0].work, {c.name: lane.workers for c, lane in zip(chains, given, strict=True)})
+        Callback.watch = self._watch
         try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 clips = from_table(batch)
-                advance(seen.new(clips, by_source=by_source), clips)
+                advance(units_of(clips, by_source=not units[0].key), clips)
         except ray.exceptions.RayError as problem:
             raise _ours(problem, operators) from problem
+        finally:
+            Callback.watch = None
+        self._watch.end()
 
     def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
-        """As `Runner.commit`: one task per shard."""
+        """As `Runner.commit`: a few shards per task, each of them committed by itself."""
         write = ray.remote(max_retries=RETRIES)(_commit)
-        pending = [write.remote(publication, shard) for shard in shards]
+        cores = min(int(ray.cluster_resources().get("CPU", 1)), self._workers or len(shards))
+        pending = {write.remote(publication, names): len(names) for names in grouped(shards, max(1, cores))}
         try:
             while pending:
-                done, pending = ray.wait(pending, num_returns=1)
+                (done,), _ = ray.wait(list(pending), num_returns=1)
                 ray.get(done)
-                advance(len(done), ())
+                advance(pending.pop(done), ())
         except ray.exceptions.RayError as problem:
             raise _ours(problem) from problem
 
@@ -130,51 +210,54 @@ class RayRunner:
         if self._started:
             ray.shutdown()
 
-    def _lanes(self, operators: Sequence[Operator], units: int) -> int:
-        """Workers per operator: as many as the cluster holds of one worker of each, at least one, at most the units."""
-        have = ray.cluster_resources()
-        gpus = sum(operator.num_gpus for operator in operators)
-        if gpus > have.get("GPU", 0):
-            names = ", ".join(o.name for o in operators if o.num_gpus)
-            raise ConfigError(
-                f"{names} need {gpus:g} GPUs together and the cluster has {have.get('GPU', 0):g}. Name a cluster by "
-                f"RAY_ADDRESS, take smaller shares (gpu_share), set their device to cpu, or use recipe curate-mini.",
-                code="no_gpu",
-            )
-        cpus = sum(operator.num_cpus for operator in operators)
-        room = have.get("CPU", 1) / cpus
-        if gpus:
-            room = min(room, have["GPU"] / gpus)
-        return max(1, min(self._workers or int(room), units))
 
-    def _cpus(self, operators: Sequence[Operator], lanes: int) -> float:
-        """Cores reserved by one worker: one, or an even share where there are fewer cores than workers."""
-        share = ray.cluster_resources().get("CPU", 1) / (len(operators) * lanes)
-        return min(1.0, max(0.01, int(share * 100) / 100))
+def _in_run(operator: Operator, run_id: str) -> Operator:
+    """The operator as it counts attempts in this start of the command, with what it has worked out about itself."""
+    mine = copy.copy(operator)
+    object.__setattr__(mine, "run_id", run_id)
+    return mine
+
+
+def _chains(operators: Sequence[Operator], workers: int) -> list[_Chain]:
+    """Neighbours without a GPU share their processes; a GPU's operator has some of its own."""
+    needed = tuple(_place(operator) for operator in operators)
+    groups: list[list[Operator]] = []
+    for operator in operators:
+        if not groups or operator.num_gpus or groups[-1][-1].num_gpus:
+            groups.append([])
+        groups[-1].append(operator)
+    patience = attempts.MOST + (workers or int(ray.cluster_resources().get("CPU", 1)))
+    return [_Chain(tuple(group), needed, patience) for group in groups]
+
+
+def _cluster() -> lanes.Cluster:
+    have = ray.cluster_resources()
+    memory = have.get("memory", float("inf")) / lanes.GIBIBYTE
+    return lanes.Cluster(have.get("CPU", 1.0), have.get("GPU", 0.0), memory)
 
 
 def _mapped(
-    dataset: ray.data.Dataset, operator: Operator, needed: tuple[Path, ...], lanes: int, cpus: float
+    dataset: ray.data.Dataset, chain: _Chain, lane: lanes.Lanes, *, deaths: int, restarts: int
 ) -> ray.data.Dataset:
-    """The dataset behind one operator. A GPU gets actors, of a fixed number; what runs on the CPU is tasks, which share
-    their processes with the steps before and after and so start nothing anew."""
-    if operator.num_gpus:
-        how: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=lanes), "num_gpus": operator.num_gpus}
-        how |= {"max_restarts": RETRIES, "max_task_retries": RETRIES}
+    """The dataset behind one chain: a GPU gets actors, of a fixed number; what runs on the CPU is tasks.
+
+    A task may lose its process `deaths` times, and an actor its own `restarts` times, before the units in it are
+    charged with that.
+    """
+    need = chain.need
+    if need.gpus:
+        pool = ray.data.ActorPoolStrategy(size=lane.workers, max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT)
+        how: dict[str, Any] = {"compute": pool, "num_gpus": need.gpus, "fn_constructor_kwargs": {"chain": chain}}
+        how |= {"max_restarts": restarts + RETRIES, "max_task_retries": deaths + RETRIES}
     else:
-        how = {"compute": ray.data.TaskPoolStrategy(size=lanes), "max_retries": RETRIES}
-    function: Any = _Worker if operator.num_gpus else _apply
-    with warnings.catch_warnings():
-        # Ray wants to drop these arguments and has no others for the number of retries, which is endless without.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        return dataset.map_batches(
-            function,
-            fn_kwargs={"operator": operator, "needed": needed},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=cpus,
-            **how,
-        )
+        how = {"compute": ray.data.TaskPoolStrategy(size=lane.workers), "fn_kwargs": {"chain": chain}}
+        how |= {"max_retries": deaths + RETRIES}
+    if need.memory_gib:
+        how["memory"] = int(need.memory_gib * lanes.GIBIBYTE)
+    function: Any = _Worker if need.gpus else _apply
+    # Its public sister refuses whole blocks where GPUs are asked for, and warns of the numbers of retries, which are
+    # endless without.
+    return dataset.map_batches_internal(function, batch_format="pyarrow", num_cpus=lane.cpus, **how)
 
 
 def _start(workers: int) -> None:
@@ -197,16 +280,17 @@ def _start(workers: int) -> None:
     ray.init(num_cpus=max(cores or 1, workers), include_dashboard=False, object_store_memory=ROWS_MEMORY, **quiet)
 
 
-def _blocks(units: Sequence[Clip], lanes: int) -> list[list[Clip]]:
-    """Sources go one by one; clips in bundles that keep Ray's cost per task small."""
-    size = 1
-    if units[0].key:
-        size = min(MOST_UNITS_PER_BLOCK, max(1, len(units) // (lanes * BLOCKS_PER_WORKER)))
-    return [list(units[i : i + size]) for i in range(0, len(units), size)]
+def _store_bytes() -> Mapping[str, float]:
+    """Bytes that the cluster's object stores hold, and have spilled to disk since they were started."""
+    from ray._private import internal_api
+
+    stats = internal_api.get_memory_info_reply(internal_api.get_state_from_address()).store_stats
+    return {"used": stats.object_store_bytes_used, "spilled": stats.spilled_bytes_total}
 
 
-def _commit(publication: Publication, shard: str) -> None:
-    publication.commit(shard)
+def _commit(publication: Publication, shards: Sequence[str]) -> None:
+    for shard in shards:
+        publication.commit(shard)
 
 
 def _ours(problem: BaseException, operators: Sequence[Operator] = ()) -> BaseException:
@@ -217,9 +301,14 @@ def _ours(problem: BaseException, operators: Sequence[Operator] = ()) -> BaseExc
             fields = json.loads(note.read_bytes())
             note.unlink()
             return getattr(errors, fields.pop("kind"), DynamiCtrlError)(fields.pop("message"), **fields)
-    inner: BaseException | None = problem
-    while inner is not None:
+    for inner in _causes(problem):
         if isinstance(inner, DynamiCtrlError) and not isinstance(inner, ray.exceptions.RayError):
             return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
     return problem
+
+
+def _causes(problem: BaseException) -> Iterator[BaseException]:
+    inner: BaseException | None = problem
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "cause", None) or inner.__cause__

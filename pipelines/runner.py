@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from pipelines import metrics
 from pipelines.clip import Clip
 from pipelines.operators import Operator, unit_name
 from pipelines.publication import Publication
 
 Advance = Callable[[int, Sequence[Clip]], None]
 """Called with the number of units done and the rows they became."""
+
+SECONDS_BETWEEN_WORDS = 1.0
 
 
 class Runner(Protocol):
@@ -30,20 +34,28 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """One process, one unit after another."""
+    """One process, one unit after another. A unit that kills the process kills the run."""
 
     def run(self, operators: Sequence[Operator], units: Sequence[Clip], advance: Advance) -> None:
         for operator in operators:
             operator.setup()
+        began = said = time.monotonic()
         try:
             for unit in units:
                 clips = [unit]
                 for operator in operators:
+                    step = time.monotonic()
                     clips = operator.run_many(clips)
+                    operator.meter.busy_seconds += time.monotonic() - step
+                    operator.meter.blocks += 1
                 advance(1, clips)
+                if time.monotonic() - said > SECONDS_BETWEEN_WORDS:
+                    said = time.monotonic()
+                    _say(operators, said - began)
         finally:
             for operator in operators:
                 operator.close()
+        _say(operators, time.monotonic() - began)
 
     def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
         for shard in shards:
@@ -54,14 +66,13 @@ class LocalRunner:
         pass
 
 
-class Seen:
-    """Counts units by the rows that come back, in any order and number."""
+def _say(operators: Sequence[Operator], seconds: float) -> None:
+    for operator in operators:
+        operator.meter.save(operator.work, operator.name, now=True)
+    states = {o.name: {"workers": 1, "seconds": seconds, "queue": 0, "blocked": 0.0} for o in operators}
+    metrics.say_operators(operators[0].work, {"operators": states})
 
-    def __init__(self) -> None:
-        self._names: set[str] = set()
 
-    def new(self, clips: Sequence[Clip], *, by_source: bool) -> int:
-        """How many units among these rows were not seen before."""
-        before = len(self._names)
-        self._names |= {clip.fingerprint if by_source else unit_name(clip) for clip in clips}
-        return len(self._names) - before
+def units_of(rows: Sequence[Clip], *, by_source: bool) -> int:
+    """How many units became these rows. A unit's rows come back together, so no memory of earlier ones is needed."""
+    return len({row.fingerprint if by_source else unit_name(row) for row in rows})

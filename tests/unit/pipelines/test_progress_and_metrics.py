@@ -31,7 +31,7 @@ def worker_did(work: Path, operator: str, clips: list[Clip], seconds: float, pro
     """What a worker process leaves."""
     mine = Meter()
     mine.add(Work(clips, costs={"probe": Cost(len(clips), seconds, seconds / 2)}))
-    mine.block(seconds)
+    mine.blocks, mine.busy_seconds = 1, seconds
     mine.save(work, operator, now=True)
     written = next(meter.folder(work).glob(f"{operator}@*-[0-9]*.json"))
     written.rename(written.with_name(f"{operator}@worker-p{process}.json"))
