@@ -1,0 +1,27 @@
+"""Refuses clips whose picture is written over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.limits import Limit, LimitStage
+
+
+@dataclass(frozen=True)
+class KeepUnlettered(LimitStage):
+    """Refuses clips with too much text that stays in place: `text_overlay`.
+
+    Score `lettering` of `measure_picture`: letters are found by their strokes, without weights; nothing is read. It
+    cannot see vertical or very small text (below about a fiftieth of the picture's shorter side), and takes signs in
+    the scene for subtitles where the camera rests. Default: a dance video with four burnt-in captions before a lettered
+    wall had 0.09, one subtitle across the picture 0.02 to 0.05; clips without text and all marionettes less than 0.01.
+    """
+
+    most_lettering: float = 0.12
+    """Share of the picture that lines of text cover."""
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return (
+            Limit("lettering", "text_overlay", "of the picture is lettering", most=self.most_lettering, share=True),
+        )
