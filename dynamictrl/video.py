@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -129,13 +130,13 @@ def iter_frames(
     with FrameStream(source) as stream:
         convert: RgbConverter | None = None
         timed = stream.timed_frames(start, end, partial=partial)
-        for time, frame in timed if fps is None else _resample(timed, start, end, fps):
+        for time, frame in timed if fps is None else resampled(timed, start, end, fps):
             if convert is None:
                 convert = RgbConverter(stream.look(frame, max_pixels))
             yield time, convert(frame)
 
 
-def _resample(
+def resampled(
     timed: Iterator[tuple[float, VideoFrame]], start: float, end: float | None, fps: float
 ) -> Iterator[tuple[float, VideoFrame]]:
     """Of frames at any times, the one nearest to each tick `start + k / fps`; the last frame lasts one mean step."""
@@ -237,11 +238,20 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: float, *, crf: int =
     masks and poses of the same clip would no longer fit (`crop_to_even` is the way out).
     """
     _check_writable(frames, fps)
+    write_pictures(path, frames, fps, crf=crf)
+
+
+def write_pictures(path: Path, pictures: Iterable[NDArray[np.uint8]], fps: float, *, crf: int = 18) -> int:
+    """As `write_video`, from [H, W, 3] pictures of one size as they come: memory does not grow with the length.
+
+    Returns how many there were. Raises InputError.
+    """
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        _encode_file(part, frames, fps, crf)
+        count = _encode_file(part, pictures, fps, crf)
         part.replace(path)
+        return count
     finally:
         part.unlink(missing_ok=True)
 
@@ -275,12 +285,15 @@ def _check_writable(frames: NDArray[np.uint8], fps: float) -> None:
         raise InputError(f"fps is {fps}; it must be above 0 and at most 1000", code="fps", param="fps")
 
 
-def _encode_file(path: Path, frames: NDArray[np.uint8], fps: float, crf: int) -> None:
-    rate = Fraction(fps).limit_denominator(1001)
+def _encode_file(path: Path, pictures: Iterable[NDArray[np.uint8]], fps: float, crf: int) -> int:
+    pictures = iter(pictures)
+    first = next(pictures, np.empty((0, 0, 3), np.uint8))
+    _check_writable(first[None] if first.size else first[None][:0], fps)
+    rate, count = Fraction(fps).limit_denominator(1001), 0
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(f"file:{path.absolute()}", "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.time_base = 1 / rate
         stream.options = {"crf": str(crf), "preset": "medium", "threads": str(_ENCODER_THREADS), **_SAME_BYTES}
@@ -289,8 +302,10 @@ def _encode_file(path: Path, frames: NDArray[np.uint8], fps: float, crf: int) ->
         context.color_range, context.colorspace = 1, 1
         context.color_primaries, context.color_trc = 1, 1
         reformatter = VideoReformatter()
-        for index, picture in enumerate(frames):
+        for picture in chain((first,), pictures):
             frame = rgb_to_yuv420p(picture, reformatter)
-            frame.pts, frame.time_base = index, 1 / rate
+            frame.pts, frame.time_base = count, 1 / rate
             container.mux(stream.encode(frame))
+            count += 1
         container.mux(stream.encode(None))
+    return count

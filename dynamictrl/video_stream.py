@@ -167,6 +167,13 @@ class FrameStream:
         if not found:
             raise self._error("no_such_span", f"has no frame from {start:g} s" + (f" to {end:g} s" if end else " on"))
 
+    def has_key_between(self, position: float, start: float) -> bool:
+        """Whether decoding for `start` may begin behind `position` (seconds): true where the file has no index."""
+        index = self._stream.index_entries
+        origin = (self._stream.start_time or 0) * self._time_base
+        entry = index.search_timestamp(int((origin + start) / self._time_base)) if len(index) else -1
+        return entry < 0 or float(index[entry].timestamp * self._time_base - origin) > position
+
     def _from_the_beginning(self, partial: bool) -> Iterator[tuple[float, VideoFrame]]:
         origin, last = None, 0.0
         for time, frame in self._clocked(self.frames(partial=partial)):

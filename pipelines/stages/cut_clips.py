@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dynamictrl.errors import ConfigError
 from pipelines.clip import Clip
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dynamictrl.video_stretches import StretchReader
+
 
 @dataclass(frozen=True)
 class CutClips(Stage):
@@ -24,6 +27,11 @@ class CutClips(Stage):
 
     A picture larger than needed is shrunk, its shape kept, until it just covers `width` x `height`; a smaller one stays
     as it is: enlarging adds bytes and no detail.
+
+    The encoder is x264, which PyAV's wheel carries under the GPL (version 2 or later): using it binds nobody, passing
+    the wheel on does. The wheel has no openh264. What it writes is H.264, which patent pools license in some countries.
+
+    Refuses `too_small`; quarantines the source where a stretch cannot be read again (`no_such_span`, `decode_error`).
     """
 
     per: ClassVar[Literal["source", "clip"]] = "source"
@@ -49,8 +57,13 @@ class CutClips(Stage):
             )
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        for window in self._windows(clip):
-            yield self._write(window)
+        try:
+            for window in self._windows(clip):
+                yield self._write(window)
+        except BaseException:
+            # Where it stands is not known.
+            self._close()
+            raise
 
     def foresee(self, clip: Clip) -> Iterable[Clip]:
         scale = min(1.0, max(self.height / max(clip.height, 1), self.width / max(clip.width, 1)))
@@ -66,20 +79,42 @@ class CutClips(Stage):
             yield clip.at(clip.start + index * length, clip.start + (index + 1) * length)
 
     def _write(self, clip: Clip) -> Clip:
-        import numpy as np
-
-        from dynamictrl.video import crop_to_even, iter_frames, write_video
+        from dynamictrl.video import write_pictures
 
         # A clip's place is rounded to the millisecond, which must not make room for one frame more.
         most = max(1, int(clip.duration * self.fps + 0.05))
-        stretch = islice(iter_frames(Path(clip.path), start=clip.start, end=clip.end, fps=self.fps), most)
-        frames_FHWC = crop_to_even(np.stack([self._shrink(frame_HWC) for _, frame_HWC in stretch]))
-        count, height, width = frames_FHWC.shape[:3]
+        frames = self._reader(clip).frames(clip.start, clip.end, fps=self.fps)
+        pictures = (_even(self._shrink(frame_HWC)) for frame_HWC in islice(frames, most))
+        first_HWC = next(pictures)
+        height, width = first_HWC.shape[:2]
         if min(height, width) < 2:
             return clip.reject("too_small", f"{clip.width}x{clip.height} pixels cannot be encoded")
         clip.folder.mkdir(parents=True, exist_ok=True)
-        write_video(clip.file("mp4"), frames_FHWC, self.fps, crf=self.crf)
+        count = write_pictures(clip.file("mp4"), chain((first_HWC,), pictures), self.fps, crf=self.crf)
         return replace(clip, fps=self.fps, frames=count, width=width, height=height).with_file("mp4")
+
+    def _reader(self, clip: Clip) -> StretchReader:
+        """The source's, still open from the clip before: all clips of a source are cut in one decoding."""
+        from dynamictrl.video_stretches import StretchReader
+
+        source = (clip.path, clip.fingerprint, clip.source_sha256)
+        if self._open.get("source") != source:
+            self._close()
+            self._open.update(source=source, reader=StretchReader(Path(clip.path)))
+        return self._open["reader"]
+
+    def _close(self) -> None:
+        if self._open:
+            self._open["reader"].close()
+            self._open.clear()
+
+    @cached_property
+    def _open(self) -> dict[str, Any]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open file belongs to its process.
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
     def _shrink(self, frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         import cv2
@@ -92,3 +127,9 @@ class CutClips(Stage):
         # Rounded up to even, so that the clip covers what it must.
         size = (math.ceil(width * scale / 2 - 1e-6) * 2, math.ceil(height * scale / 2 - 1e-6) * 2)
         return cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def _even(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    from dynamictrl.video import crop_to_even
+
+    return crop_to_even(frame_HWC[None])[0]
