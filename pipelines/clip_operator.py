@@ -142,7 +142,9 @@ def _is_file(path: Path, size: int) -> bool:
         return False
 
 
-def clip_operators(stages: Sequence[Stage], work: Path, publication: Publication | None = None) -> list[ClipOperator]:
+def clip_operators(
+    stages: Sequence[Stage], work: Path, publication: Publication | None = None, run_id: str = ""
+) -> list[ClipOperator]:
     """What happens to each clip, as few operators: stages share a worker unless a GPU is at stake.
 
     A model on a GPU gets workers of its own, with the light stages that follow it; models on the CPU share one.
@@ -154,7 +156,7 @@ def clip_operators(stages: Sequence[Stage], work: Path, publication: Publication
         if not groups or apart:
             groups.append([])
         groups[-1].append(stage)
-    return [ClipOperator(_group_name(g), tuple(g), work, publication=publication) for g in groups]
+    return [ClipOperator(_group_name(g), tuple(g), work, run_id, publication=publication) for g in groups]
 
 
 def _group_name(group: Sequence[Stage]) -> str:

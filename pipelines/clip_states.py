@@ -28,7 +28,7 @@ class ClipState:
 
     def key(self, stage: Stage, stage_key: str) -> str:
         """What names the stage's result on this clip as it stands."""
-        return keys.result_key(stage, stage_key, self._producers, self.clip.lineage)
+        return keys.result_key(stage, stage_key, self._producers, self.clip)
 
     def recall(self, stage: Stage, key: str) -> bool:
         """Takes a stage's result from the record; False where there is none under this key."""

@@ -10,17 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import ConfigError, DatasetError
-from pipelines import costs, dataset_files, keys, phases, run_folder
+from pipelines import attempts, costs, dataset_files, keys, meter, metrics, phases, progress, run_folder
 from pipelines.clip import Clip
 from pipelines.clip_operator import ClipOperator
 from pipelines.pipeline import Pipeline
-from pipelines.progress import Progress
 from pipelines.publication import Publication
 from pipelines.runner import LocalRunner, Runner
 from pipelines.source_operator import SOURCE, SourceOperator
@@ -70,24 +70,29 @@ class _Job:
     def __init__(self, recipe: str, pipeline: Pipeline, work: Path):
         self.recipe, self.pipeline, self.work = recipe, pipeline, work
         self.publication = Publication(pipeline.root, work)
-        self.source_operator = source_operator(pipeline, work)
-        self.phases = phases.phases_of(pipeline.all_stages(), work, self.publication)
+        self.run_id = uuid.uuid4().hex[:12]
+        self.source_operator = source_operator(pipeline, work, run_id=self.run_id)
+        self.phases = phases.phases_of(pipeline.all_stages(), work, self.publication, run_id=self.run_id)
+        self._numbers: metrics.RunMetrics | None = None
         self._runner: Runner | None = None
-        self._worked = False
 
     def run(self, sources: Sequence[Clip]) -> Outcome:
         known = self._finished(sources)
         if known is not None:
             return Outcome(known, changed=False)
-        try:
-            clips = self._decide(sources)
-            kept = [clip for clip in clips if not clip.rejected]
-            missing = self.publication.plan(kept, self.pipeline.shard_size)
-            self._work_on("shards", "shards", len(missing), lambda r, p: r.commit(self.publication, missing, p.advance))
-        finally:
-            if self._runner is not None:
-                self._runner.close()
-        return self._finish(sources, clips)
+        attempts.sweep(self.work)
+        meter.sweep(self.work)
+        with metrics.exported(self.work, self.pipeline.metrics_port) as self._numbers:
+            try:
+                clips = self._decide(sources)
+                kept = [clip for clip in clips if not clip.rejected]
+                missing = self.publication.plan(kept, self.pipeline.shard_size)
+                self._work_on("shards", len(missing), lambda r, p: r.commit(self.publication, missing, p.advance))
+            finally:
+                if self._runner is not None:
+                    self._runner.close()
+            progress.say_summary(self._numbers)
+            return self._finish(sources, clips)
 
     def _finished(self, sources: Sequence[Clip]) -> dict[str, Any] | None:
         """The description of the data set, where it is what these sources and settings make and all of it is there."""
@@ -106,7 +111,7 @@ class _Job:
         """Every row there is in the end: kept and rejected clips, rejected and quarantined sources."""
         self._cut([source for source in sources if not self._source_settled(source)])
         read = [row for source in sources for row in self._rows(source)]
-        clips = _without_copies(self._without_removed([*read, *self._left_behind(sources, read)]))
+        clips = without_copies(self._without_removed([*read, *self._left_behind(sources, read)]))
         for phase in self.phases:
             clips = self._through(phase.operators, clips, sources)
             for stage in phase.decisions:
@@ -116,7 +121,7 @@ class _Job:
     def _cut(self, todo: Sequence[Clip]) -> None:
         """Sources to clips, and these through what needs no other clip, in the same task."""
         chain = [self.source_operator, *(self.phases[0].operators if self.phases[0].on_cpu else ())]
-        self._work_on("sources", "sources", len(todo), lambda r, p: r.run(chain, todo, p.advance))
+        self._work_on("sources", len(todo), lambda r, p: r.run(chain, todo, p.advance))
 
     def _rows(self, source: Clip) -> list[Clip]:
         rows = self.source_operator.recall(source)
@@ -165,7 +170,7 @@ class _Job:
         waiting = [clip for clip in clips if not clip.rejected and not self._settled(operators, clip)]
         gone = {clip.fingerprint for clip in waiting if not self._has_picture(clip)}
         self._cut([source for source in sources if source.fingerprint in gone])
-        self._work_on("clips", "clips", len(waiting), lambda r, p: r.run(list(operators), waiting, p.advance))
+        self._work_on("clips", len(waiting), lambda r, p: r.run(list(operators), waiting, p.advance))
         return [self._recalled(operators, clip) for clip in clips]
 
     def _settled(self, operators: Sequence[ClipOperator], clip: Clip) -> bool:
@@ -191,12 +196,10 @@ class _Job:
             row.reject("removed", "its source was taken down") if row.source_sha256 in removed else row for row in rows
         ]
 
-    def _work_on(self, phase: str, unit: str, count: int, work: Callable[[Runner, Progress], None]) -> None:
-        if count == 0:
-            return
-        self._worked = True
-        with Progress(phase, count, unit) as progress:
-            work(self._running(), progress)
+    def _work_on(self, units: str, count: int, work: Callable[[Runner, progress.Progress], None]) -> None:
+        if count:
+            with progress.Progress(units, count, units, self._numbers) as shown:
+                work(self._running(), shown)
 
     def _running(self) -> Runner:
         """The runner, started when there is work: a finished run starts no cluster."""
@@ -211,24 +214,29 @@ class _Job:
         return self._runner
 
     def _finish(self, sources: Sequence[Clip], clips: list[Clip]) -> Outcome:
-        from pipelines import report
-
-        shards = self.publication.records()
-        settings = self.pipeline.settings()
-        content = dataset_files.description(self.recipe, settings, len(sources), clips, shards)
+        content = dataset_files.description(self.recipe, self.pipeline.settings(), len(sources), clips, {})
         content |= {"stages": stage_list(self.pipeline.named_stages()), "inputs": self._inputs(sources)}
-        self.publication.finish(content, clips, {})
-        report.write_report(self.pipeline.root, content, costs.of_run(self.work))
+        outcome = self.publication.finish(content, clips, self._retold)
         shutil.rmtree(self.work / "clips", ignore_errors=True)
-        return Outcome(content, changed=True)
+        return Outcome(dict(outcome.description), outcome.changed)
+
+    def _retold(self, description: Mapping[str, Any]) -> dict[str, bytes]:
+        """What tells the data set again for others: cards, an index, the report."""
+        from pipelines import cards, report
+        from pipelines.dataset_view import view_of
+
+        view = view_of(self.pipeline.root, description, self.work)
+        files = cards.files(description, view.rows)
+        return {**files, "report/index.html": report.render(view, costs.of_run(self.work))}
 
 
-def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False) -> SourceOperator:
+def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False, run_id: str = "") -> SourceOperator:
     """What happens to whole sources in a pipeline."""
     return SourceOperator(
         "sources",
         tuple(pipeline.stages("source")),
         work,
+        run_id,
         time_limit=pipeline.time_limit,
         memory_limit=pipeline.memory_gib,
         plan_only=plan_only,
@@ -260,7 +268,7 @@ def _check_gpus(operators: Sequence[ClipOperator]) -> None:
         )
 
 
-def _without_copies(clips: Sequence[Clip]) -> list[Clip]:
+def without_copies(clips: Sequence[Clip]) -> list[Clip]:
     """The same bytes under several names are one source: its clips are taken once, the copies put on record."""
     taken: dict[str, Clip] = {}
     result = []

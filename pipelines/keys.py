@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipelines.clip import Clip
 from pipelines.stage import Stage
 
 KEY_DIGITS = 24
@@ -39,14 +40,17 @@ def chain_key(keys: Iterable[str]) -> str:
     return _hash(list(keys))
 
 
-def result_key(stage: Stage, key: str, producers: Mapping[str, str], lineage: Mapping[str, str]) -> str:
-    """Names what a stage (of key `key`) makes of a clip.
+def result_key(stage: Stage, key: str, producers: Mapping[str, str], clip: Clip) -> str:
+    """Names what a stage (of key `key`) makes of a clip as it stands.
 
-    `producers` are the keys of the results that made each member and field so far, `lineage` those of all stages.
+    `producers` are the keys of the results that made each member and field so far.
     """
     reads = type(stage).reads
-    if reads is None or "scores" in reads:
-        return _hash([key, sorted(lineage.items())])
+    if reads is None:
+        said = [clip.source, clip.licence, clip.consent, sorted(clip.rights.items())]
+        return _hash([key, sorted(clip.lineage.items()), said])
+    if "scores" in reads:
+        return _hash([key, sorted(clip.lineage.items())])
     return _hash([key, [[name, producers.get(name, "")] for name in sorted(reads)]])
 
 

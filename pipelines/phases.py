@@ -26,17 +26,19 @@ class Phase:
         return bool(self.decisions) and all(type(s).setup is Stage.setup and not s.num_gpus for s in stages)
 
 
-def phases_of(stages: Sequence[Stage], work: Path, publication: Publication | None = None) -> list[Phase]:
+def phases_of(
+    stages: Sequence[Stage], work: Path, publication: Publication | None = None, *, run_id: str = ""
+) -> list[Phase]:
     """The clip and data set stages of a pipeline as phases, in order; at least one."""
     found: list[Phase] = []
     single: list[Stage] = []
     decisions: list[Stage] = []
     for stage in (s for s in stages if s.per != "source"):
         if stage.per == "clip" and decisions:
-            found.append(Phase(tuple(clip_operators(single, work, publication)), tuple(decisions)))
+            found.append(Phase(tuple(clip_operators(single, work, publication, run_id)), tuple(decisions)))
             single, decisions = [], []
         (decisions if stage.per == "dataset" else single).append(stage)
-    return [*found, Phase(tuple(clip_operators(single, work, publication)), tuple(decisions))]
+    return [*found, Phase(tuple(clip_operators(single, work, publication, run_id)), tuple(decisions))]
 
 
 def recalled(operators: Sequence[ClipOperator], clip: Clip) -> Clip | None:

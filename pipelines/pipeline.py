@@ -36,6 +36,9 @@ class Pipeline:
     """Run in this process instead of on Ray; the result is the same."""
     workers: int = 0
     """Processes per step; 0 = as many as the cluster's cores and GPUs allow."""
+    metrics_port: int = 0
+    """Port on which this machine serves the run's Prometheus metrics; 0 = only the file `metrics.prom` in the work
+    folder."""
     time_limit: float = 1800.0
     """Seconds that one source may take before it is quarantined; 0 = none, and no process of its own for decoding."""
     memory_gib: float = 16.0

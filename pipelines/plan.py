@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dynamictrl.shards import SCHEMA_VERSION, SHARD_NAME
@@ -50,12 +49,12 @@ def make(recipe: str, pipeline: Pipeline) -> dict[str, Any]:
         todo = [source for source in sources if operator.recall(source) is None]
         if todo:
             _read(pipeline, operator, todo)
-        read = {source.source: operator.recall(source) or [] for source in sources}
+        rows = job.without_copies([row for source in sources for row in operator.recall(source) or ()])
+        read: dict[str, list[Clip]] = {source.source: [] for source in sources}
+        for row in rows:
+            read[row.source].append(row)
         content = _content(recipe, pipeline, read, costs.of_run(work))
-        if storage.is_remote(pipeline.root):
-            storage.open_store(pipeline.root).put(NAME, _text(content))
-        else:
-            storage.write_bytes(Path(pipeline.root) / NAME, _text(content))
+        storage.Store(pipeline.root).put(NAME, _text(content))
         return content
 
 

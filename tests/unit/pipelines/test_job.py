@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from dynamictrl.shards import MEMBERS, open_dataset
-from pipelines import dataset_files, job
+from pipelines import dataset_files, job, plan
 from pipelines.clip import Clip
 from pipelines.clip_operator import ClipOperator
 from pipelines.publication import Publication
@@ -39,6 +39,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a data set but the work folder and the report, which says what it cost, with its content."""
     paths = [p for p in folder.rglob("*") if p.is_file() and not {".work", "report"} & set(p.parts)]
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(paths)}
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    """The shards of a data set."""
+    return {name: content for name, content in tree(folder / "shards").items() if name.endswith(".tar")}
 
 
 def run(pipeline: Weightless) -> job.Outcome:
@@ -144,10 +149,10 @@ def test_a_source_that_comes_later_gets_shards_of_its_own_and_leaves_the_others(
     videos: Path, weightless: MakePipeline, make_video: Callable[..., Path], tmp_path: Path
 ):
     run(weightless())
-    before = tree(tmp_path / "out" / "shards")
+    before = tars(tmp_path / "out")
     make_video("later.mp4", (9, 24))
     outcome = run(weightless())
-    after = tree(tmp_path / "out" / "shards")
+    after = tars(tmp_path / "out")
     assert outcome.description["counts"]["kept"] == 6
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 1
@@ -163,14 +168,16 @@ def test_a_source_that_has_gone_leaves_its_clips_in_the_data_set(
     assert verify(tmp_path / "out") == []
 
 
-def test_a_shard_that_was_lost_is_written_again_with_the_same_bytes(
+def test_a_shard_that_was_lost_is_written_again_with_the_same_bytes_under_a_new_name(
     videos: Path, weightless: MakePipeline, tmp_path: Path
 ):
     run(weightless())
-    before = tree(tmp_path / "out" / "shards")
+    before = tars(tmp_path / "out")
     open_dataset(tmp_path / "out").shards[0].unlink()
     assert run(weightless()).changed
-    assert tree(tmp_path / "out" / "shards") == before
+    after = tars(tmp_path / "out")
+    assert after.keys() != before.keys()
+    assert sorted(after.values()) == sorted(before.values())
 
 
 def test_a_renamed_source_keeps_its_keys(videos: Path, weightless: MakePipeline, tmp_path: Path):
@@ -199,7 +206,7 @@ def test_a_stricter_setting_takes_clips_out_and_the_looser_one_brings_them_back(
     videos: Path, weightless: MakePipeline, tmp_path: Path
 ):
     run(weightless())
-    assert run(weightless(duration=KeepDuration(shortest=2.5))).description["counts"]["kept"] == 1
+    assert run(weightless(duration=KeepDuration(shortest=2.5))).description["counts"]["kept"] == 2
     assert verify(tmp_path / "out") == []
     assert run(weightless()).description["counts"]["kept"] == 5
     assert verify(tmp_path / "out") == []
@@ -229,3 +236,25 @@ def test_keys_are_those_of_content_and_place(videos: Path, weightless: MakePipel
         if not row["reason"]:
             clip = Clip(source_sha256=row["source_sha256"]).at(row["start"], row["end"])
             assert row["key"] == clip.key
+
+
+def test_a_plan_names_the_clips_that_the_run_then_makes(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    planned = plan.make("weightless", weightless())
+    foreseen = {key for source in planned["sources"] for key in source["clips"]}
+    assert foreseen == {key for shard in planned["shards"] for key in shard["clips"]}
+    assert planned["counts"] == {"sources": 6, "clips": 5, "seconds": 9.0}
+    refused = {s["refused"][0] for s in planned["sources"] if not s["clips"]}
+    assert refused == {"duplicate_source", "empty_file", "not_media"}
+    assert not list((tmp_path / "out" / ".work").glob("clips/*"))
+    outcome = run(weightless())
+    rows = dataset_files.read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert {row["key"] for row in rows if not row["reason"]} == foreseen
+    assert outcome.description["counts"]["kept"] == 5
+    assert "not known" in plan.text(planned, "plan.json")
+
+
+def test_a_plan_made_twice_is_the_same_plan(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    first, second = (plan.make("weightless", weightless()) for _ in range(2))
+    for content in (first, second):
+        content.pop("estimate")
+    assert first == second
