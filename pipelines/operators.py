@@ -75,14 +75,14 @@ class StageGroup:
     run_id: str = field(default="", compare=False)
     """Of this start of the command: attempts at units are counted by it; "" = not counted."""
 
-    @cached_property
+    @property
     def meter(self) -> Meter:
         """What this process has done with it."""
-        return Meter()
+        return self.__dict__.setdefault("_meter", Meter())
 
     def __getstate__(self) -> dict[str, Any]:
         # Keys go along, so that weights are hashed once; what belongs to a process stays in it.
-        return {name: value for name, value in self.__dict__.items() if name not in ("meter", "_child", "_places")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_meter", "_child", "_places")}
 
     @cached_property
     def stage_keys(self) -> tuple[str, ...]:

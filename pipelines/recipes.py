@@ -15,9 +15,21 @@ from pipelines.stages.fetch import Fetch
 from pipelines.stages.find_samples import FindSamples
 from pipelines.stages.find_videos import FindVideos
 from pipelines.stages.keep_duration import KeepDuration
+from pipelines.stages.keep_exposed import KeepExposed
+from pipelines.stages.keep_framed import KeepFramed
+from pipelines.stages.keep_live import KeepLive
 from pipelines.stages.keep_person import KeepPerson
 from pipelines.stages.keep_sharp import KeepSharp
 from pipelines.stages.keep_size import KeepSize
+from pipelines.stages.keep_steady import KeepSteady
+from pipelines.stages.keep_tracked import KeepTracked
+from pipelines.stages.keep_uncut import KeepUncut
+from pipelines.stages.keep_unlettered import KeepUnlettered
+from pipelines.stages.keep_unmarked import KeepUnmarked
+from pipelines.stages.keep_visible import KeepVisible
+from pipelines.stages.keep_whole import KeepWhole
+from pipelines.stages.measure_motion import MeasureMotion
+from pipelines.stages.measure_picture import MeasurePicture
 from pipelines.stages.probe import Probe
 from pipelines.stages.read_samples import ReadSamples
 from pipelines.stages.split_shots import SplitShots
@@ -36,9 +48,21 @@ class Curation(Pipeline):
     shots: SplitShots = field(default_factory=SplitShots)
     duration: KeepDuration = field(default_factory=KeepDuration)
     cut: CutClips = field(default_factory=CutClips)
+    picture: MeasurePicture = field(default_factory=MeasurePicture)
+    light: KeepExposed = field(default_factory=KeepExposed)
+    life: KeepLive = field(default_factory=KeepLive)
     sharpness: KeepSharp = field(default_factory=KeepSharp)
+    framing: KeepFramed = field(default_factory=KeepFramed)
+    lettering: KeepUnlettered = field(default_factory=KeepUnlettered)
     pose: EstimatePose = field(default_factory=EstimatePose)
     person: KeepPerson = field(default_factory=KeepPerson)
+    whole: KeepWhole = field(default_factory=KeepWhole)
+    visible: KeepVisible = field(default_factory=KeepVisible)
+    tracked: KeepTracked = field(default_factory=KeepTracked)
+    uncut: KeepUncut = field(default_factory=KeepUncut)
+    motion: MeasureMotion = field(default_factory=MeasureMotion)
+    steady: KeepSteady = field(default_factory=KeepSteady)
+    marks: KeepUnmarked = field(default_factory=KeepUnmarked)
     masks: TrackMasks = field(default_factory=TrackMasks)
     caption: Caption = field(default_factory=Caption)
     shards: WriteShards = field(default_factory=WriteShards)
@@ -80,7 +104,7 @@ def curate_mini() -> Curation:
         # The mini models see 25 frames at 12 frames per second, in portrait.
         duration=KeepDuration(shortest=2.1),
         cut=CutClips(longest=5.0, fps=12.0, width=128, height=192),
-        sharpness=KeepSharp(blurriest=5.0),
+        sharpness=KeepSharp(blurriest=48.0),
         pose=EstimatePose(weights="mini/dwpose", device="cpu"),
         person=KeepPerson(least_presence=0.7, least_height=0.2, least_body=0.4),
         masks=TrackMasks(tracker=SKELETON_SEEDED, device="cpu"),

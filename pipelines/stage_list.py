@@ -86,7 +86,8 @@ def _order_of_recipe(recipe: str) -> Sequence[str]:
 
 
 def _limits(stage: Stage) -> Mapping[str, tuple[float | None, float | None]]:
-    return getattr(stage, "limits", {})
+    said = getattr(stage, "limits", {})
+    return said if isinstance(said, Mapping) else {limit.score: (limit.least, limit.most) for limit in said}
 
 
 def _plain(side: float | None) -> float | None:
