@@ -143,6 +143,10 @@ class Publication:
         waiting = state.waiting(removed)
         return self._freeze(state, purpose, stay, new, waiting)
 
+    def samples(self, state: State) -> dict[str, PlannedSample]:
+        """What is published, as it lies there, by key."""
+        return {key: self._moved(key, place) for key, place in state.published.places.items()}
+
     def commit(self, shard: str) -> None:
         """Writes one planned shard, then its record; then removes its clips' work files. Again: does nothing."""
         planned = self.plans.shard(shard)

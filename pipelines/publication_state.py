@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynamictrl.errors import DatasetError
 from pipelines.published import Place, Published, number_of, read_published
 from pipelines.shard_commit import places_of
 from pipelines.shard_plan import Plan, PlanFolder, PlannedSample, PlannedShard
@@ -55,6 +56,22 @@ class State:
         for name in final.keys() & self.records.keys():
             places.update(places_of(self.records[name]))
         return places
+
+    def check_whole(self, out: str) -> None:
+        """Raises DatasetError where there is no data set, or not all of it."""
+        if not self.published.description:
+            raise DatasetError(
+                f"{out} is no data set: it has no dataset.json. Make one with `python -m pipelines RECIPE --videos SRC "
+                f"--out {out}`.",
+                code="dataset_missing",
+            )
+        lost = {row["shard"] for row in self.published.rows if not row["reason"]} - self.published.shards.keys()
+        if lost:
+            raise DatasetError(
+                f"{min(lost)} of {out} is lost or cut ({len(lost)} shards in all); repeat the command that made the "
+                f"data set, which writes its clips anew",
+                code="shard_missing",
+            )
 
     def staying(self, digests: Mapping[str, str], work: Path) -> dict[str, tuple[str, ...]]:
         """Shards whose samples are all wanted as they are, with their keys: planned ones before published ones."""

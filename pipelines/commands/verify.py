@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
     """Re-reads every shard against the manifest; exit code 1 and a list if anything is missing, doubled or damaged."""
 
-    dataset: Path
-    """Data set folder."""
+    dataset: str
+    """Data set: a folder, or an s3:// or gs:// prefix."""
 
     def run(self) -> int:
         from pipelines.verify import verify

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynamictrl.shards import MEMBERS
-from pipelines import dataset_files, storage
+from pipelines import dataset_files
 from pipelines.clip import Clip
 from pipelines.publication import Outcome, Publication
 
@@ -22,13 +22,15 @@ def made_clip(work: Path, number: int, caption: str = "someone waves", *, portra
     size = {"width": 576, "height": 1024} if portrait else {"width": 1024, "height": 576}
     clip = Clip(
         source=f"/videos/{number // 2:03d}.mp4", source_sha256=f"{number // 2:064x}"[::-1], work=str(work), frames=24,
-        fps=12.0, caption=caption, scores={"sharpness": 3.5}, models={"pose": "made"}, lineage={"cut": "a" * 16}, **size,
+        fps=12.0, caption=caption, scores={"sharpness": 3.5}, models={"pose": "made"}, lineage={"cut": "a" * 16},
+        **size,
     ).at(number % 2 * 2.0, number % 2 * 2.0 + 2.0)  # fmt: skip
     for extension in MEMBERS:
         content = noise.randbytes(noise.randint(200, 3000))
         if extension == "json":
             content = json.dumps({"key": clip.key, "source": clip.source}).encode()
-        storage.write_bytes(clip.file(extension), caption.encode() if extension == "txt" else content)
+        clip.folder.mkdir(parents=True, exist_ok=True)
+        clip.file(extension).write_bytes(caption.encode() if extension == "txt" else content)
         clip = clip.with_file(extension)
     return clip
 
