@@ -1,12 +1,13 @@
 """Filters that compare scores with limits: what most `keep_*` stages are.
 
-A stage lists its limits; the report draws them into the histogram of each score.
+A stage lists its rules; the report draws their limits into the histogram of each score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dynamictrl.errors import ConfigError
 from pipelines.clip import Clip
@@ -14,7 +15,7 @@ from pipelines.stage import Stage
 
 
 @dataclass(frozen=True)
-class Limit:
+class Rule:
     """What a score must be for a clip to be kept; both ends count as kept."""
 
     score: str
@@ -42,31 +43,42 @@ class Limit:
 
 @dataclass(frozen=True)
 class LimitStage(Stage):
-    """A filter that refuses a clip at the first limit its scores break. Subclasses say `limits`; scores that they
+    """A filter that refuses a clip at the first rule its scores break. Subclasses say `rules`; scores that they
     measure themselves come from `measure`, the others from a stage before."""
 
+    reads: ClassVar[tuple[str, ...] | None] = ("scores",)
+
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         """In the order in which they are looked at."""
-        raise AssertionError(f"{type(self).__name__} defines no limits")
+        raise AssertionError(f"{type(self).__name__} defines no rules")
+
+    @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """The lowest and the highest value of each score that is kept, for reports (see `stage_list`)."""
+        found: dict[str, tuple[float, float]] = {}
+        for rule in self.rules:
+            low, high = found.get(rule.score, (float("-inf"), float("inf")))
+            found[rule.score] = (max(low, rule.least), min(high, rule.most))
+        return found
 
     def measure(self, clip: Clip) -> Clip:
         """The clip with more scores; as it is where a stage before has measured all."""
         return clip
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        yield judge(self.measure(clip), self.limits, self.name)
+        yield judge(self.measure(clip), self.rules, self.name)
 
 
-def judge(clip: Clip, limits: Iterable[Limit], stage: str) -> Clip:
-    """The clip, refused where a limit is broken. Raises ConfigError where a score was never measured."""
-    for limit in limits:
-        if limit.score not in clip.scores:
+def judge(clip: Clip, rules: Iterable[Rule], stage: str) -> Clip:
+    """The clip, refused where a rule is broken. Raises ConfigError where a score was never measured."""
+    for rule in rules:
+        if rule.score not in clip.scores:
             raise ConfigError(
-                f"{stage} needs the score {limit.score!r}, and no stage before it measured that. Put the one that does "
+                f"{stage} needs the score {rule.score!r}, and no stage before it measured that. Put the one that does "
                 f"(measure_picture before the pose, measure_motion after it) ahead of {stage} in the recipe.",
                 param=stage,
             )
-        if problem := limit.problem(clip.scores[limit.score]):
-            return clip.reject(limit.reason, problem)
+        if problem := rule.problem(clip.scores[rule.score]):
+            return clip.reject(rule.reason, problem)
     return clip

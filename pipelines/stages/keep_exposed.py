@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class KeepExposed(LimitStage):
     """Share of the pixels that are all black or all white."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         return (
-            Limit("brightness", "too_dark", "mean brightness of 255", least=self.darkest),
-            Limit("brightness", "too_bright", "mean brightness of 255", most=self.brightest),
-            Limit("contrast", "low_contrast", "grey levels from dark to bright", least=self.flattest),
-            Limit("clipped", "burnt_out", "of the pixels are black or white", most=self.most_clipped, share=True),
+            Rule("brightness", "too_dark", "mean brightness of 255", least=self.darkest),
+            Rule("brightness", "too_bright", "mean brightness of 255", most=self.brightest),
+            Rule("contrast", "low_contrast", "grey levels from dark to bright", least=self.flattest),
+            Rule("clipped", "burnt_out", "of the pixels are black or white", most=self.most_clipped, share=True),
         )

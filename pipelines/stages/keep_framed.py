@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class KeepFramed(LimitStage):
     """How surely a straight line joins two pictures, 0 to 1; 1 refuses none."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         return (
-            Limit("bars", "letterboxed", "of the picture is bars", most=self.most_bars, share=True),
-            Limit("seam", "split_screen", "of a line between two pictures is found", most=self.most_seam, share=True),
+            Rule("bars", "letterboxed", "of the picture is bars", most=self.most_bars, share=True),
+            Rule("seam", "split_screen", "of a line between two pictures is found", most=self.most_seam, share=True),
         )

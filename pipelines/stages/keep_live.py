@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class KeepLive(LimitStage):
     """Share of the time in which nothing changes."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         return (
-            Limit("black", "black", "of the frames are black", most=self.most_black, share=True),
-            Limit("frozen", "frozen", "of the clip in one still stretch", most=self.longest_frozen, share=True),
-            Limit("still", "slide_show", "of the time nothing moves", most=self.most_still, share=True),
+            Rule("black", "black", "of the frames are black", most=self.most_black, share=True),
+            Rule("frozen", "frozen", "of the clip in one still stretch", most=self.longest_frozen, share=True),
+            Rule("still", "slide_show", "of the time nothing moves", most=self.most_still, share=True),
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipelines.clip import Clip
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class KeepPerson(LimitStage):
     (`person_often_absent`), small (`person_too_small`), one among equals (`person_not_main`).
 
     The main person is the one whose box covers most of the picture over the clip. All scores about people are written
-    here, for the filters after it: see `dynamictrl.quality.people`. It sees what the detector saw: a statue, a poster or
-    a printed face may count as a person. Defaults: marionettes have one or two persons, `presence` 1, `person_height`
-    0.37 to 0.91, `dominance` 0.53 to 1; a third of the height leaves a face about 20 pixels at 512.
+    here, for the filters after it: see `dynamictrl.quality.people`. It sees what the detector saw: a statue, a poster
+    or a printed face may count as a person. Defaults: marionettes have one or two persons, `presence` 1,
+    `person_height` 0.37 to 0.91, `dominance` 0.53 to 1; a third of the height leaves a face about 20 pixels at 512.
     """
 
     reads: ClassVar[tuple[str, ...] | None] = ("pose.npz",)
@@ -34,15 +34,15 @@ class KeepPerson(LimitStage):
     """Share of the 18 body points that must be visible on the main person, mean over the same frames."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         absent = "person_often_absent"
         return (
-            Limit("persons", "too_many_persons", "persons", most=self.most_persons),
-            Limit("presence", "no_person", "of the frames show a person", least=1e-9, share=True),
-            Limit("presence", absent, "of the frames show the main person", least=self.least_presence, share=True),
-            Limit("person_height", "person_too_small", "of the frame's height", least=self.least_height, share=True),
-            Limit("dominance", "person_not_main", "of all persons' area", least=self.least_dominance, share=True),
-            Limit("body_visible", "body_hidden", "of the body points are visible", least=self.least_body, share=True),
+            Rule("persons", "too_many_persons", "persons", most=self.most_persons),
+            Rule("presence", "no_person", "of the frames show a person", least=1e-9, share=True),
+            Rule("presence", absent, "of the frames show the main person", least=self.least_presence, share=True),
+            Rule("person_height", "person_too_small", "of the frame's height", least=self.least_height, share=True),
+            Rule("dominance", "person_not_main", "of all persons' area", least=self.least_dominance, share=True),
+            Rule("body_visible", "body_hidden", "of the body points are visible", least=self.least_body, share=True),
         )
 
     def measure(self, clip: Clip) -> Clip:

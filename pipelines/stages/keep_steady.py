@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.clip import Clip
-from pipelines.limits import Limit, judge
-from pipelines.stage import Stage
+from pipelines.limits import LimitStage, Rule, judge
 
 
 @dataclass(frozen=True)
-class KeepSteady(Stage):
+class KeepSteady(LimitStage):
     """Refuses still people (`no_motion`), shaking cameras (`camera_shake`), and clips that the camera's motion rules
     (`camera_motion`).
 
@@ -34,21 +33,21 @@ class KeepSteady(Stage):
     """The camera's part of all motion, 0 to 1, where it moves at all (0.05 shares of the shorter side per second)."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         speed = "of the picture per second that the camera moves"
         return (
-            Limit(
+            Rule(
                 "camera_shake",
                 "camera_shake",
                 "of the picture per second of trembling",
                 most=self.most_shake,
                 share=True,
             ),
-            Limit("camera_speed", "camera_motion", speed, most=self.fastest_camera, share=True),
+            Rule("camera_speed", "camera_motion", speed, most=self.fastest_camera, share=True),
         )
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        clip, s = judge(clip, self.limits, self.name), clip.scores
+        clip, s = judge(clip, self.rules, self.name), clip.scores
         if clip.rejected:
             pass
         elif s["body_motion"] < self.least_motion and s["body_travel"] < self.least_travel:

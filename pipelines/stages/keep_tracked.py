@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class KeepTracked(LimitStage):
     """Hundredths of the person's height."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         words = "hundredths of the person's height that joints jump"
-        return (Limit("jitter", "pose_jitter", words, most=self.most_jitter),)
+        return (Rule("jitter", "pose_jitter", words, most=self.most_jitter),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pipelines.clip import Clip
 from pipelines.stage import Stage
@@ -20,6 +21,8 @@ class KeepUncut(Stage):
     picture by up to 0.21 (a figure that leaps before a plain wall); of 30 cuts between clips all but two of one scene
     had 0.44 or more. Above 0.8 the picture alone decides.
     """
+
+    reads: ClassVar[tuple[str, ...] | None] = ("pose.npz", "scores")
 
     most_picture: float = 0.25
     """`picture_jump` from which the pose is asked; 0 to 2."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,5 @@ class KeepUnlettered(LimitStage):
     """Share of the picture that lines of text cover."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
-        return (
-            Limit("lettering", "text_overlay", "of the picture is lettering", most=self.most_lettering, share=True),
-        )
+    def rules(self) -> tuple[Rule, ...]:
+        return (Rule("lettering", "text_overlay", "of the picture is lettering", most=self.most_lettering, share=True),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -20,5 +20,5 @@ class KeepUnmarked(LimitStage):
     """Share of the picture around corners that never move."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
-        return (Limit("overlay", "watermark", "of the picture never moves", most=self.most_overlay, share=True),)
+    def rules(self) -> tuple[Rule, ...]:
+        return (Rule("overlay", "watermark", "of the picture never moves", most=self.most_overlay, share=True),)

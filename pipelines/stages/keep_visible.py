@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class KeepVisible(LimitStage):
     """Share of the frames in which more than half of one hand is seen; 0 refuses none."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         return (
-            Limit("face_visible", "face_hidden", "of the face points are seen", least=self.least_face, share=True),
-            Limit("hand_seen", "hands_hidden", "of the frames show a hand", least=self.least_hands, share=True),
+            Rule("face_visible", "face_hidden", "of the face points are seen", least=self.least_face, share=True),
+            Rule("hand_seen", "hands_hidden", "of the frames show a hand", least=self.least_hands, share=True),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.limits import Limit, LimitStage
+from pipelines.limits import LimitStage, Rule
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class KeepWhole(LimitStage):
     """Share of the frames with any limb at or over the border."""
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         return (
-            Limit("head_cut", "head_cut_off", "of the frames cut the head off", most=self.most_head, share=True),
-            Limit("cut_off", "body_cut_off", "of the frames cut a limb off", most=self.most_body, share=True),
+            Rule("head_cut", "head_cut_off", "of the frames cut the head off", most=self.most_head, share=True),
+            Rule("cut_off", "body_cut_off", "of the frames cut a limb off", most=self.most_body, share=True),
         )

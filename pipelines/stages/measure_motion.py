@@ -20,6 +20,7 @@ class MeasureMotion(Stage):
     """
 
     reads: ClassVar[tuple[str, ...] | None] = ("mp4", "pose.npz")
+    seconds_per_frame: ClassVar[float] = 0.008
 
     def process(self, clip: Clip) -> Iterable[Clip]:
         from dynamictrl.pose import PoseSequence
