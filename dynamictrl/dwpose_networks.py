@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_SAME = 0.02
-"""Relative distance up to which two runs agree: TF32, which GPUs convolve with, keeps ten bits."""
+_SAME = 0.2
+"""What rounding may do, as a share of what two pictures differ by. GPUs convolve in TF32, which keeps ten bits."""
 
 
 @dataclass(frozen=True)
@@ -251,14 +251,15 @@ class Batched:
 
         quiet = onnxruntime.RunOptions()
         quiet.log_severity_level = 4
-        rng = np.random.default_rng(0)
-        pictures = [rng.integers(0, 256, (*self._size, 3), np.uint8) for _ in range(min(2, self.batch_size))]
-        together = self.run(pictures, quiet)
-        for index, picture in enumerate(pictures):
-            alone = np.asarray(self._session.run(None, {"pixels": picture[None]}, quiet)[0])[0]
-            wrong = np.linalg.norm(together[0][index] - alone) / max(np.linalg.norm(alone), 1e-9)
-            if not wrong < _SAME:
-                raise ValueError(f"picture {index} of a batch is answered otherwise than alone, by {wrong:.3g}")
+        noise = np.random.default_rng(0).integers(0, 256, (*self._size, 3), np.uint8)
+        pictures = [noise, np.zeros_like(noise)][: self.batch_size]
+        together = self.run(pictures, quiet)[0]
+        alone = [np.asarray(self._session.run(None, {"pixels": p[None]}, quiet)[0])[0] for p in pictures]
+        different = np.linalg.norm(alone[0] - alone[-1])
+        for index, answer in enumerate(alone):
+            wrong = np.linalg.norm(together[index] - answer)
+            if len(alone) > 1 and not wrong <= _SAME * different:
+                raise ValueError(f"picture {index} of a batch is answered otherwise than alone")
 
     def run(self, pictures: Sequence[Image], options: onnxruntime.RunOptions | None = None) -> list[NDArray[Any]]:
         """The outputs of a full batch; those behind the pictures given are of black ones."""
