@@ -5,7 +5,8 @@ DynamiCtrlError
 │   └── MediaError               bytes that are no usable picture or video; `code` says in which way
 ├── ConfigError (ValueError)     a setting out of its range, or settings that contradict each other
 ├── CheckpointError              weights that are missing, damaged, or of another model
-└── DatasetError                 a data set folder that is missing, damaged, or of another schema
+├── DatasetError                 a data set folder that is missing, damaged, or of another schema
+└── StoreError                   a store or server that answers nothing any more; what was asked for may be fine
 
 A message holds the value, the limit and the way out. `code` is for machines and never changes its meaning.
 """
@@ -47,3 +48,7 @@ class CheckpointError(DynamiCtrlError):
 
 class DatasetError(DynamiCtrlError):
     """A data set folder that is missing, damaged, or of another schema version."""
+
+
+class StoreError(DynamiCtrlError):
+    """A store or server that answers nothing any more: no input is to blame, and the same command can go on later."""

@@ -36,7 +36,7 @@ def test_a_source_that_is_gone_is_quarantined_as_unreadable(tmp_path: Path):
 
 def test_a_remote_source_that_cannot_be_had_is_quarantined(tmp_path: Path):
     clip = Clip(source="http://127.0.0.1:9/a.mp4", fingerprint="f", work=str(tmp_path))
-    assert run_local([Fetch()], [clip])[0].rejected == "unreachable"
+    assert run_local([Fetch(wait=0)], [clip])[0].rejected == "unreachable"
 
 
 def test_probe_knows_size_rate_and_length(make_video: Make, tmp_path: Path):
