@@ -31,7 +31,8 @@ def settings_of(stage: Stage) -> dict[str, Any]:
 
 def stage_key(stage: Stage) -> str:
     """Names a stage as it stands: settings, version and the content of its weights."""
-    weights = [weights_identity(name) for name in stage.weights]
+    named: str | tuple[str, ...] = getattr(stage, "weights", ())
+    weights = [weights_identity(name) for name in ((named,) if isinstance(named, str) else named) if name]
     return _hash([settings_of(stage), type(stage).version, weights])
 
 

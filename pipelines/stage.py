@@ -30,7 +30,8 @@ def resource(default: float) -> float:
 class Stage:
     """One step: a frozen dataclass of settings with one method, `process` (or `decide`). One file in `stages/` each.
 
-    Settings are part of the data set's identity, those made by `resource` aside.
+    Settings are part of the data set's identity, those made by `resource` aside. A stage that weights shape has
+    `weights`, as a setting or a property: a folder, hub id or mini name, or several; a local folder's content counts.
     """
 
     per: ClassVar[Per] = "clip"
@@ -55,11 +56,6 @@ class Stage:
     def active(self) -> bool:
         """False leaves the stage out, as where an optional model is not named."""
         return True
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Folders, hub ids or mini names of the weights that shape the result; a local folder's content counts."""
-        return ()
 
     @property
     def num_cpus(self) -> float:
