@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -17,7 +16,6 @@ from pipelines.clip import Clip
 from pipelines.stage import run_local
 from pipelines.stages.caption import SIDECAR, Caption
 from pipelines.stages.keep_person import KeepPerson
-from pipelines.stages.keep_sharp import KeepSharp
 from pipelines.stages.track_masks import SKELETON_SEEDED, TrackMasks
 from pipelines.stages.write_shards import WriteShards
 from tests.unit.pipelines.conftest import shot, still_person
@@ -33,15 +31,6 @@ def with_pose(clip: Clip, pose: PoseSequence) -> Clip:
 def with_mask(clip: Clip, frames: int) -> Clip:
     storage.write_bytes(clip.file("mask.npz"), pack_mask(np.zeros((frames, clip.height, clip.width), np.uint8)))
     return clip.with_file("mask.npz")
-
-
-def test_a_blurred_clip_is_refused_and_the_same_clip_sharp_is_kept(cut_clip: Make, tmp_path: Path):
-    sharp = shot(1, 12)
-    (kept,) = run_local([KeepSharp(blurriest=20)], [cut_clip(sharp)])
-    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 12) for frame in sharp])
-    (refused,) = run_local([KeepSharp(blurriest=20)], [cut_clip(blurred, source_sha256="cd" * 32)])
-    assert (kept.rejected, refused.rejected) == ("", "blurred")
-    assert kept.scores["sharpness"] > refused.scores["sharpness"]
 
 
 def test_a_person_in_full_view_is_kept_and_measured(cut_clip: Make):
