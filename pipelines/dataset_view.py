@@ -13,6 +13,7 @@ from typing import Any
 
 from dynamictrl.errors import DatasetError
 from dynamictrl.shards import SCHEMA_VERSION, Sample
+from pipelines import run_folder
 from pipelines.storage import Store, file_name
 
 
@@ -81,7 +82,7 @@ class DatasetView:
 def open_view(dataset: str | Path, work: str | Path | None = None) -> DatasetView:
     """Opens a data set on a disk or in a store; raises DatasetError where there is none of this schema.
 
-    `work` is the run's work folder, by default `DATASET/.work` where there is one.
+    `work` is the run's work folder, by default where a run keeps it by itself.
     """
     store = Store(str(dataset))
     if not store.exists("dataset.json"):
@@ -103,9 +104,8 @@ def open_view(dataset: str | Path, work: str | Path | None = None) -> DatasetVie
 
 def view_of(root: str | Path, description: Mapping[str, Any], work: str | Path | None = None) -> DatasetView:
     """The data set as `description` says it is, whether `dataset.json` is written yet or not."""
-    store = Store(str(root))
-    folder = Path(work) if work else None if store.remote else store.folder / ".work"
-    return DatasetView(store.root, description, folder if folder and folder.is_dir() else None)
+    store, folder = Store(str(root)), run_folder.work_folder(str(root), work)
+    return DatasetView(store.root, description, folder if folder.is_dir() else None)
 
 
 def sources(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

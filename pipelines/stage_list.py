@@ -22,6 +22,10 @@ class Limit(NamedTuple):
     low: float | None
     high: float | None
 
+    def refused(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row that its stage refused lies outside it."""
+        return self.score in row["scores"] and self.distance(row["scores"][self.score]) < 0
+
     def distance(self, value: float) -> float:
         """How far a value is inside (positive) or outside (negative), in units of the nearer limit's size."""
         gaps = []

@@ -45,7 +45,7 @@ def cases(description: Mapping[str, Any], rows: Sequence[Row], limits: Sequence[
     for stage in sorted(refused.keys() | {limit.stage for limit in limits}, key=_rank(order)):
         mine = [limit for limit in limits if limit.stage == stage]
         found += [case for limit in mine if (case := _by_score(limit, refused.get(stage, []), kept))]
-        unexplained = [row for row in refused.get(stage, []) if not any(_outside(limit, row) for limit in mine)]
+        unexplained = [row for row in refused.get(stage, []) if not any(limit.refused(row) for limit in mine)]
         found += _by_reason(stage, unexplained)
     return found
 
@@ -58,7 +58,7 @@ def _rank(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
 def _by_score(limit: Limit, refused: Sequence[Row], kept: Sequence[Row]) -> Cases | None:
     """The clips nearest to one limit. Where a stage has several scores, those that this one refused."""
     out = sorted(
-        (row for row in refused if _outside(limit, row)),
+        (row for row in refused if limit.refused(row)),
         key=lambda row: (limit.distance(row["scores"][limit.score]), row["key"]),
     )
     inside = sorted(
@@ -69,15 +69,11 @@ def _by_score(limit: Limit, refused: Sequence[Row], kept: Sequence[Row]) -> Case
     worst = [_scored(limit, row) for row in out[: max(0, min(EACH, len(out) - len(near)))]]
     groups = [("just refused", near), ("worst", worst), ("just kept", [_scored(limit, r) for r in inside[:EACH]])]
     groups = [(name, found) for name, found in groups if found]
-    return Cases(limit.stage, f"{limit.score}: {limit}", len(out), groups) if groups else None
+    return Cases(limit.stage, f"{limit.score}, {limit}", len(out), groups) if groups else None
 
 
 def _scored(limit: Limit, row: Row) -> Case:
     return Case(row, f"{row['scores'][limit.score]:.4g}")
-
-
-def _outside(limit: Limit, row: Row) -> bool:
-    return limit.score in row["scores"] and limit.distance(row["scores"][limit.score]) < 0
 
 
 def _by_reason(stage: str, refused: Sequence[Row]) -> list[Cases]:

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> DatasetView:
         write_video(root / "videos" / f"{number}.mp4", shot(number, 24 + number), FPS)
     lines = [{"uri": f"videos/{n}.mp4", "licence": "CC BY 4.0", "consent": "signed" if n else ""} for n in range(5)]
     (root / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    job.run("weightless", Weightless(videos=(str(root / "list.jsonl"),), out=root / "set", local=True))
+    job.run("weightless", Weightless(videos=(str(root / "list.jsonl"),), out=str(root / "set"), local=True))
     view = open_view(root / "set")
     description = with_sums(view)
     for name, content in cards.files(description, view.rows, "five <clips>").items():

@@ -1,0 +1,28 @@
+"""python -m pipelines diff"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """Says which clips, captions, scores and verdicts differ between two data sets, and why."""
+
+    a: tyro.conf.Positional[str]
+    """Data set: a folder, or an s3:// or gs:// prefix."""
+    b: tyro.conf.Positional[str]
+    """The one it is compared with."""
+    json: bool = False
+    """Print everything as JSON."""
+
+    def run(self) -> int:
+        from pipelines import comparison
+        from pipelines.dataset_view import open_view
+
+        found = comparison.compare(open_view(self.a), open_view(self.b))
+        print(json.dumps(found, indent=1, ensure_ascii=False) if self.json else "\n".join(comparison.text(found)))
+        return 0

@@ -1,0 +1,26 @@
+"""python -m pipelines explain"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Tells the whole story of one clip or source: every stage's verdict, score, cost and key, and where it lies."""
+
+    name: tyro.conf.Positional[str]
+    """Key of a clip or the beginning of one, or URI or file name of a source."""
+    dataset: str
+    """Data set: a folder, or an s3:// or gs:// prefix."""
+    work: str = ""
+    """Work folder of the run; "" = where a run keeps it by itself."""
+
+    def run(self) -> int:
+        from pipelines.dataset_view import open_view
+        from pipelines.explanation import explain
+
+        print("\n".join(explain(open_view(self.dataset, self.work), self.name)))
+        return 0
