@@ -87,7 +87,7 @@ class GreedyDecoder:
         del cache
         room.choose(logits_BV)
         for said in range(1, limits.max_new_tokens):
-            if said % (_LOOK_EVERY if self._graphs else 1) == 0 and room.all_ended():
+            if said % (_LOOK_EVERY if self._device.type == "cuda" else 1) == 0 and room.all_ended():
                 break
             room.say()
         return [self._trimmed(row) for row in room.answers[: asked.rows].tolist()]
@@ -240,6 +240,8 @@ class _Room:
 
     def record(self) -> None:
         """Records one word as a CUDA graph; where that fails, words are launched one by one as before."""
+        if self._device.type != "cuda":
+            return
         ready = torch.cuda.Stream()
         ready.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(ready):
