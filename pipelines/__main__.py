@@ -14,8 +14,14 @@ from typing import Any
 import tyro
 
 from dynamictrl.errors import ConfigError, DynamiCtrlError, InputError
+from pipelines.commands.diff import Diff
+from pipelines.commands.explain import Explain
 from pipelines.commands.marionettes import Marionettes
+from pipelines.commands.quarantine import Quarantine
+from pipelines.commands.remove import Remove
 from pipelines.commands.report import Report
+from pipelines.commands.reshard import Reshard
+from pipelines.commands.size import Size
 from pipelines.commands.verify import Verify
 from pipelines.pipeline import Pipeline
 from pipelines.recipes import RECIPES
@@ -24,7 +30,17 @@ DONE, FAILED, USAGE = 0, 1, 2
 
 
 PLAN = "plan"
-COMMANDS: dict[str, Any] = {"report": Report, "verify": Verify, "marionettes": Marionettes}
+COMMANDS: dict[str, Any] = {
+    "report": Report,
+    "verify": Verify,
+    "explain": Explain,
+    "quarantine": Quarantine,
+    "diff": Diff,
+    "size": Size,
+    "remove": Remove,
+    "reshard": Reshard,
+    "marionettes": Marionettes,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from dynamictrl.errors import ConfigError, DatasetError
 from pipelines import attempts, costs, dataset_files, keys, meter, metrics, phases, progress, run_folder
 from pipelines.clip import Clip
 from pipelines.clip_operator import ClipOperator
+from pipelines.ledger import FORGOTTEN
 from pipelines.pipeline import Pipeline
 from pipelines.publication import Publication
 from pipelines.runner import LocalRunner, Runner
@@ -97,7 +98,12 @@ class _Job:
     def _finished(self, sources: Sequence[Clip]) -> dict[str, Any] | None:
         """The description of the data set, where it is what these sources and settings make and all of it is there."""
         known = self.publication.description()
-        if known is None or known.get("inputs") != self._inputs(sources) or not self.publication.is_whole():
+        if (
+            (self.work / FORGOTTEN).exists()
+            or known is None
+            or known.get("inputs") != self._inputs(sources)
+            or not self.publication.is_whole()
+        ):
             return None
         return known
 
@@ -217,6 +223,7 @@ class _Job:
         content = dataset_files.description(self.recipe, self.pipeline.settings(), len(sources), clips, {})
         content |= {"stages": stage_list(self.pipeline.named_stages()), "inputs": self._inputs(sources)}
         outcome = self.publication.finish(content, clips, self._retold)
+        (self.work / FORGOTTEN).unlink(missing_ok=True)
         shutil.rmtree(self.work / "clips", ignore_errors=True)
         return Outcome(dict(outcome.description), outcome.changed)
 

@@ -15,6 +15,9 @@ from typing import Any, Literal
 from pipelines import storage
 from pipelines.clip import MAPS, PLACES, Clip
 
+FORGOTTEN = "forgotten"
+"""Below the work folder: some decision was taken back since the data set was finished."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -78,7 +81,10 @@ class Ledger:
     def forget(self, unit: str) -> bool:
         """Lets a unit be decided anew; whether there was anything to forget."""
         known = self.path(unit).is_file()
-        self.path(unit).unlink(missing_ok=True)
+        if known:
+            # First the note, that a finished data set is not taken for finished.
+            storage.write_bytes(self.work / FORGOTTEN, b"")
+            self.path(unit).unlink(missing_ok=True)
         return known
 
     def units(self) -> Iterator[str]:

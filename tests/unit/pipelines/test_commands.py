@@ -18,15 +18,16 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "expected"),
     [
         (["curate-mni"], "did you mean curate-mini?"),
-        (["frobnicate"], "there are curate, curate-mini, encode, report, verify, marionettes"),
-        (["curate-mini", "--videos", "x", "--out", "y", "--pose.wieghts", "z"], "did you mean --pose.weights?"),
+        (["frobnicate"], "there are curate, curate-mini, encode, plan, report"),
+        (["plan", "curat"], "plan takes a recipe, not 'curat'"),
+        (["curate-mini", "--videos", "x", "--out", "y", "--pose.modle", "z"], "did you mean --pose.model?"),
         (["curate-mini", "--videos", "x", "--out", "y", "--cut.fps", "abc"], "--cut.fps"),
         (["curate-mini", "--videos", "x", "--out", "y", "--cut.fps", "0"], "fps 0.0"),
         (["curate-mini", "--videos", "x", "--out", "y", "--cut.longest", "1"], "cut.longest is 1.0"),
         (["curate-mini", "--out", "y"], "--videos"),
         (["curate-mini", "--videos", "/nowhere/at/all", "--out", "y"], "/nowhere/at/all does not exist"),
-        (["curate-mini", "--videos", "x", "--out", "y", "--pose.weights", "/no/weights"], "/no/weights"),
-        (["curate-mini", "--videos", "x", "--out", "y", "--pose.weights", "mini/pose"], "mini/dwpose"),
+        (["curate-mini", "--videos", "x", "--out", "y", "--pose.model", "/no/weights"], "/no/weights"),
+        (["curate-mini", "--videos", "x", "--out", "y", "--pose.model", "mini/pose"], "mini/dwpose"),
         (["encode", "--videos", "/nowhere", "--out", "y", "--latents.num-frames", "36"], "4k + 1"),
         (["verify", "--dataset", "/nowhere"], "no data set"),
         (["report", "--dataset", "/nowhere"], "no data set"),
@@ -73,10 +74,10 @@ def test_help_lists_recipes_and_commands(capsys: pytest.CaptureFixture[str]):
 
 def test_the_real_recipe_names_the_real_models_and_the_mini_one_does_not():
     real, mini = curate(), curate_mini()
-    assert real.pose.weights == "yzd-v/DWPose"
+    assert real.pose.model == "yzd-v/DWPose"
     assert real.caption.captioner == "Qwen/Qwen2-VL-7B-Instruct"
     assert real.masks.tracker == "facebook/sam2.1-hiera-small"
-    assert (mini.pose.weights, mini.masks.tracker, mini.caption.captioner) == (
+    assert (mini.pose.model, mini.masks.tracker, mini.caption.captioner) == (
         "mini/dwpose",
         "skeleton-seeded",
         "mini/captioner",
