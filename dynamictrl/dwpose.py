@@ -22,16 +22,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from dynamictrl import weights
-from dynamictrl.dwpose_networks import (
-    Acceleration,
-    BatchedDetector,
-    BatchedPoseModel,
-    Crop,
-    Detector,
-    Frame,
-    PoseModel,
-    check_provider,
-)
+from dynamictrl.dwpose_networks import Acceleration, Crop, Frame, check_provider, open_detector, open_pose_model
 from dynamictrl.dwpose_pictures import Array, Image, distinct
 from dynamictrl.errors import ConfigError, InputError
 from dynamictrl.lookahead import ahead, grouped
@@ -106,12 +97,8 @@ class PoseEstimator:
         self.fewest_joints = fewest_joints
         how = acceleration or (Acceleration() if provider == "cuda" else None)
         self._acceleration = how
-        if how is None:
-            self._detector = Detector(folder / DETECTOR, provider, num_threads)
-            self._pose = PoseModel(folder / POSE, provider, num_threads, batch_size)
-        else:
-            self._detector = BatchedDetector(folder / DETECTOR, provider, num_threads, how)
-            self._pose = BatchedPoseModel(folder / POSE, provider, num_threads, how)
+        self._detector = open_detector(folder / DETECTOR, provider, num_threads, how)
+        self._pose = open_pose_model(folder / POSE, provider, num_threads, how, batch_size)
 
     def __call__(self, frames_FHWC: Image) -> PoseSequence:
         """All persons of a clip, tracked; frames uint8 RGB [F, H, W, 3]. Raises InputError for another shape."""

@@ -44,7 +44,7 @@ from dynamictrl.dwpose_pictures import (
     person_boxes,
     sighting,
 )
-from dynamictrl.errors import ConfigError
+from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.onnx_edit import OnnxGraph
 from dynamictrl.pose_tracking import Sighting
 
@@ -237,7 +237,7 @@ class Batched:
         try:
             self._session = opened(free=True)
             self._check()
-        except ConfigError:
+        except (ConfigError, CheckpointError):
             raise
         except Exception as problem:  # noqa: BLE001 - whatever onnxruntime has against it
             self.note = f"{path.name} has a fixed batch and cannot be freed of it ({str(problem)[:200]})"
@@ -267,6 +267,30 @@ class Batched:
         for place, picture in zip(batch, pictures, strict=False):
             place[:] = picture
         return [np.asarray(output) for output in self._session.run(None, {"pixels": batch}, options)]
+
+
+def open_detector(
+    path: Path, provider: str, num_threads: int | None, how: Acceleration | None
+) -> Detector | BatchedDetector:
+    """In batches where that is asked for and the file's graph can be changed."""
+    if how is not None:
+        try:
+            return BatchedDetector(path, provider, num_threads, how)
+        except CheckpointError as problem:
+            logger.warning("%s runs as published, which is slower: %s", path.name, problem)
+    return Detector(path, provider, num_threads)
+
+
+def open_pose_model(
+    path: Path, provider: str, num_threads: int | None, how: Acceleration | None, batch_size: int
+) -> PoseModel | BatchedPoseModel:
+    """As `open_detector`; `batch_size` is for one as published."""
+    if how is not None:
+        try:
+            return BatchedPoseModel(path, provider, num_threads, how)
+        except CheckpointError as problem:
+            logger.warning("%s runs as published, which is slower: %s", path.name, problem)
+    return PoseModel(path, provider, num_threads, batch_size)
 
 
 class BatchedDetector:

@@ -4,7 +4,7 @@ A published model says what goes in and comes out for one picture at a time. Run
 would go to sending floats up and whole heat maps down. These functions put the first and the last step into the graph.
 
 An ONNX file is a protobuf message: fields of (number, wire type, payload). Only what is changed is taken apart; weights
-are passed on untouched. Numbers are those of onnx/onnx.proto. Raises ConfigError where a file is not as is needed.
+are passed on untouched. Numbers are those of onnx/onnx.proto. Raises CheckpointError where a file is not as is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dynamictrl.errors import ConfigError
+from dynamictrl.errors import CheckpointError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT, _UINT8, _INT64 = 1, 2, 7
@@ -44,11 +44,11 @@ def read_fields(data: bytes | memoryview) -> Iterator[Field]:
             if size is None:
                 size, at = _read_varint(view, at)
             if at + size > len(view):
-                raise ConfigError("the ONNX file is cut off; fetch it again")
+                raise CheckpointError("the ONNX file is cut off; fetch it again")
             yield number, wire, view[at : at + size]
             at += size
         else:
-            raise ConfigError(f"the ONNX file has a field of wire type {wire}; is it an ONNX file?")
+            raise CheckpointError(f"the ONNX file has a field of wire type {wire}; is it an ONNX file?")
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
-    raise ConfigError("the ONNX file is cut off; fetch it again")
+    raise CheckpointError("the ONNX file is cut off; fetch it again")
 
 
 def write_fields(fields: Iterable[Field]) -> bytes:
@@ -119,12 +119,14 @@ class OnnxGraph:
 
     @classmethod
     def parse(cls, model: bytes) -> OnnxGraph:
-        """Raises ConfigError where `model` is no ONNX file of opset 11 or later."""
+        """Raises CheckpointError where `model` is no ONNX file of opset 11 or later."""
         top = list(read_fields(model))
         graphs = [value for number, _, value in top if number == _MODEL_GRAPH and not isinstance(value, int)]
         opset = max((_opset(v) for n, _, v in top if n == _MODEL_OPSET and not isinstance(v, int)), default=0)
         if len(graphs) != 1 or opset < 11:
-            raise ConfigError(f"the ONNX file has {len(graphs)} graphs of opset {opset}; one of 11 or later is needed")
+            raise CheckpointError(
+                f"the ONNX file has {len(graphs)} graphs of opset {opset}; one of 11 or later is needed"
+            )
         return cls([f for f in top if f[0] != _MODEL_GRAPH], list(read_fields(graphs[0])))
 
     def to_bytes(self) -> bytes:
@@ -182,14 +184,14 @@ class OnnxGraph:
         """The model now takes `pixels`, uint8 [N, height, width, 3]; they are made floats, and normed if so asked."""
         (name,) = self.inputs()
         self.fields = [f for f in self.fields if not self._is_input(f, name)]
-        steps = [_node("Cast", ["pixels"], ["pixels/float"], _int_attribute("to", _FLOAT))]
+        steps = [node("Cast", ["pixels"], ["pixels/float"], _int_attribute("to", _FLOAT))]
         last = "pixels/float"
         for op, values in (("Sub", mean), ("Div", std)):
             if len(values):
                 steps.append(_floats(f"pixels/{op}/by", values))
-                steps.append(_node(op, [last, f"pixels/{op}/by"], [last := f"pixels/{op}"]))
-        steps.append(_node("Transpose", [last], [name], _ints_attribute("perm", (0, 3, 1, 2))))
-        self.before += [*steps, _value(_GRAPH_INPUT, "pixels", _UINT8, ("batch", height, width, 3))]
+                steps.append(node(op, [last, f"pixels/{op}/by"], [last := f"pixels/{op}"]))
+        steps.append(node("Transpose", [last], [name], _ints_attribute("perm", (0, 3, 1, 2))))
+        self.before += [*steps, value_info(_GRAPH_INPUT, "pixels", _UINT8, ("batch", height, width, 3))]
 
     def _is_input(self, item: Field, name: str) -> bool:
         number, _, value = item
@@ -199,21 +201,21 @@ class OnnxGraph:
         """Of the one output only the first `count` numbers of the last axis come out, as `kept`."""
         ((name, shape),) = self._taken_outputs().items()
         ends = [("kept/from", (0,)), ("kept/to", (count,)), ("kept/axis", (-1,))]
-        constants = [_whole_numbers(constant, values) for constant, values in ends]
-        cut = _node("Slice", [name, *(constant for constant, _ in ends)], ["kept"])
-        self.after += [*constants, cut, _value(_GRAPH_OUTPUT, "kept", _FLOAT, (*shape, count))]
+        constants = [whole_numbers(constant, values) for constant, values in ends]
+        cut = node("Slice", [name, *(constant for constant, _ in ends)], ["kept"])
+        self.after += [*constants, cut, value_info(_GRAPH_OUTPUT, "kept", _FLOAT, (*shape, count))]
 
     def keep_peaks(self) -> None:
         """Of each output the largest number of the last axis and its place come out: NAME/peak, NAME/place [..., 1].
 
         The first of equal ones, as numpy's argmax; TopK, because ArgMax has no CUDA kernel of these opsets.
         """
-        self.after.append(_whole_numbers("peaks/one", (1,)))
+        self.after.append(whole_numbers("peaks/one", (1,)))
         for name, shape in self._taken_outputs().items():
             peak, place = f"{name}/peak", f"{name}/place"
-            self.after.append(_node("TopK", [name, "peaks/one"], [peak, place], _int_attribute("axis", -1)))
+            self.after.append(node("TopK", [name, "peaks/one"], [peak, place], _int_attribute("axis", -1)))
             for output, kind in ((peak, _FLOAT), (place, _INT64)):
-                self.after.append(_value(_GRAPH_OUTPUT, output, kind, (*shape, 1)))
+                self.after.append(value_info(_GRAPH_OUTPUT, output, kind, (*shape, 1)))
 
     def _taken_outputs(self) -> dict[str, list[str]]:
         """The outputs, which are outputs no more: name and the dimensions but the last, under names."""
@@ -232,7 +234,7 @@ def _opset(data: bytes | memoryview) -> int:
 # Messages of our own.
 
 
-def _node(op: str, inputs: Sequence[str], outputs: Sequence[str], *attributes: Field) -> Field:
+def node(op: str, inputs: Sequence[str], outputs: Sequence[str], *attributes: Field) -> Field:
     names = [_text(_NODE_INPUT, name) for name in inputs] + [_text(_NODE_OUTPUT, name) for name in outputs]
     return _message(_GRAPH_NODE, *names, _text(3, outputs[0]), _text(_NODE_OP, op), *attributes)
 
@@ -253,18 +255,18 @@ def _constant(name: str, kind: int, count: int, raw: bytes) -> Field:
     dims: list[Field] = [(_TENSOR_DIMS, _VARINT, count), (_TENSOR_TYPE, _VARINT, kind), (_TENSOR_RAW, _BYTES, raw)]
     tensor = _message(_ATTRIBUTE_TENSOR, *dims)
     what: Field = (_ATTRIBUTE_TYPE, _VARINT, _TYPE_TENSOR)
-    return _node("Constant", [], [name], _message(_NODE_ATTRIBUTE, _text(_ATTRIBUTE_NAME, "value"), tensor, what))
+    return node("Constant", [], [name], _message(_NODE_ATTRIBUTE, _text(_ATTRIBUTE_NAME, "value"), tensor, what))
 
 
 def _floats(name: str, values: Sequence[float]) -> Field:
     return _constant(name, _FLOAT, len(values), struct.pack(f"<{len(values)}f", *values))
 
 
-def _whole_numbers(name: str, values: Sequence[int]) -> Field:
+def whole_numbers(name: str, values: Sequence[int]) -> Field:
     return _constant(name, _INT64, len(values), struct.pack(f"<{len(values)}q", *values))
 
 
-def _value(number: int, name: str, kind: int, shape: Sequence[int | str]) -> Field:
+def value_info(number: int, name: str, kind: int, shape: Sequence[int | str]) -> Field:
     dims = [_message(1, _text(2, d) if isinstance(d, str) else (1, _VARINT, d)) for d in shape]
     return _message(number, _text(1, name), _message(2, _message(1, (1, _VARINT, kind), _message(2, *dims))))
 

@@ -105,7 +105,7 @@ def curate_mini() -> Curation:
         duration=KeepDuration(shortest=2.1),
         cut=CutClips(longest=5.0, fps=12.0, width=128, height=192),
         sharpness=KeepSharp(blurriest=48.0),
-        pose=EstimatePose(weights="mini/dwpose", device="cpu"),
+        pose=EstimatePose(model="mini/dwpose", device="cpu"),
         person=KeepPerson(least_presence=0.7, least_height=0.2, least_body=0.4),
         masks=TrackMasks(tracker=SKELETON_SEEDED, device="cpu"),
         caption=Caption(captioner="mini/captioner", required=False, device="cpu"),

@@ -86,7 +86,7 @@ def test_weights_that_break_in_a_worker_stop_the_run_with_their_own_error(videos
     broken = tmp_path / "weights"
     shutil.copytree(MINI / "dwpose", broken)
     (broken / "yolox_l.onnx").write_bytes(b"no model")
-    pipeline = recipe(videos, tmp_path / "set", pose=EstimatePose(weights=str(broken), device="cpu"))
+    pipeline = recipe(videos, tmp_path / "set", pose=EstimatePose(model=str(broken), device="cpu"))
     with pytest.raises(CheckpointError, match=r"yolox_l\.onnx"):
         job.run("curate-mini", pipeline)
 

@@ -1,11 +1,14 @@
 """The pose runner on the mini models, which carry DWPose's file names and signatures."""
 
+import threading
+import weakref
+
 import numpy as np
 import onnxruntime
 import pytest
 
 from dynamictrl.dwpose import PoseEstimator
-from dynamictrl.dwpose_networks import check_provider
+from dynamictrl.dwpose_networks import Acceleration, BatchedDetector, BatchedPoseModel, check_provider
 from dynamictrl.dwpose_pictures import decode_simcc, letterbox, person_boxes, suppress, to_layout
 from dynamictrl.errors import CheckpointError, ConfigError, InputError
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene, sample_clip
@@ -97,6 +100,84 @@ def test_a_batch_of_one_gives_what_a_large_batch_gives():
     one, many = (PoseEstimator("mini/dwpose", num_threads=1, batch_size=size)(clip.frames) for size in (1, 5))
     np.testing.assert_allclose(one.scores, many.scores, atol=1e-4)
     np.testing.assert_allclose(one.keypoints, many.keypoints, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    """Of several sizes and lengths; one shows nobody, one has no frames."""
+    scenes = [(1, 7, 256, 192), (2, 3, 192, 256), (1, 1, 180, 320)]
+    drawn = [
+        MarionetteScene(k, k + 2, 3, persons=persons, close_up=False).render(count, height, width, 12).frames
+        for k, (persons, count, height, width) in enumerate(scenes, start=1)
+    ]
+    return [drawn[0], np.zeros((5, 90, 160, 3), np.uint8), drawn[1], np.zeros((0, 8, 8, 3), np.uint8), drawn[2]]
+
+
+@pytest.fixture(scope="module")
+def batched() -> PoseEstimator:
+    """As on a GPU: bytes in, peaks out, several runs under way, crops of several clips in one batch."""
+    return PoseEstimator("mini/dwpose", num_threads=1, acceleration=Acceleration(frames=4, crops=5, threads=2))
+
+
+def test_batches_over_clip_ends_give_what_frames_one_by_one_give(batched, clips):
+    one_by_one = PoseEstimator("mini/dwpose", num_threads=1, batch_size=1)
+    together = list(batched.many(iter(clip) for clip in clips))
+    assert len(together) == len(clips)
+    for clip, found in zip(clips, together, strict=True):
+        alone = one_by_one(clip)
+        assert found.num_frames == len(clip)
+        assert found.track_ids.tolist() == alone.track_ids.tolist()
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_allclose(found.keypoints, alone.keypoints, atol=1e-4)
+    assert [pose.num_persons for pose in together] == [1, 0, 2, 0, 1]
+
+
+def test_on_the_cpu_a_clip_has_the_same_bytes_whatever_is_beside_it(clips):
+    estimate = PoseEstimator("mini/dwpose", num_threads=1)
+    alone = [estimate(clip).to_npz() for clip in clips if len(clip)]
+    assert [pose.to_npz() for pose in estimate.many(clips) if pose.num_frames] == alone
+
+
+def test_frames_are_let_go_before_the_clip_ends(batched):
+    frame = MarionetteScene(1, 2, 3, persons=1, close_up=False).render(1, 96, 128, 12).frames[0]
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+
+    class Picture(np.ndarray):
+        __hash__ = object.__hash__
+
+    def frames():
+        nonlocal most
+        for _ in range(80):
+            picture = frame.copy().view(Picture)
+            alive.add(picture)
+            most = max(most, len(alive))
+            yield picture
+
+    (found,) = batched.many([frames()])
+    assert found.num_frames == 80
+    assert most < 40
+
+
+def test_a_detector_that_cannot_be_freed_of_its_batch_runs_one_by_one_and_says_so(batched):
+    detector, pose = batched._detector, batched._pose
+    assert isinstance(detector, BatchedDetector)
+    assert isinstance(pose, BatchedPoseModel)
+    assert detector.batch_size == 1
+    assert "fixed batch" in detector.note
+    assert (pose.batch_size, pose.note) == (5, "")
+
+
+def test_an_error_of_one_clips_frames_is_raised_and_ends_the_threads(batched, clips):
+    def broken():
+        yield clips[0][0]
+        raise ValueError("cut off")
+
+    before = threading.active_count()
+    poses = batched.many([clips[2], broken(), clips[4]])
+    with pytest.raises(ValueError, match="cut off"):
+        list(poses)
+    assert threading.active_count() == before
 
 
 def test_scores_are_floats_between_seen_and_unseen(estimate):
