@@ -11,13 +11,11 @@ such units.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +98,7 @@ def _apply(table: pa.Table, chain: _Chain) -> pa.Table:
     # Without a GPU nothing is gained by many at once, and what is done is on record as soon as it is done.
     for step in [units] if chain.need.gpus else [[unit] for unit in units]:
         for operator in operators:
-            lost = (attempts.made(operator.work, operator.run_id, unit_name(unit)) for unit in step)
-            operator.meter.attempts_lost += sum(map(bool, lost))
+            _count_lost(operator, step)
             step = operator.run_many(step)
             operator.meter.save(operator.work, operator.name)
         results += step
@@ -111,6 +108,14 @@ def _apply(table: pa.Table, chain: _Chain) -> pa.Table:
     for operator in operators:
         operator.meter.save(operator.work, operator.name, now=True)
     return to_table(results)
+
+
+def _count_lost(operator: Operator, units: Sequence[Clip]) -> None:
+    """Counts the deaths that brought units here again, before one of them kills this process, too."""
+    lost = sum(attempts.made(operator.work, operator.run_id, unit_name(unit)) > 0 for unit in units)
+    if lost:
+        operator.meter.attempts_lost += lost
+        operator.meter.save(operator.work, operator.name, now=True)
 
 
 def _set_up(operator: Operator, patience: int) -> None:
@@ -156,7 +161,6 @@ class RayRunner:
     def __init__(self, workers: int = 0):
         """`workers` is the number of processes per operator, 0 = as the cluster has room for."""
         self._workers = workers
-        self._run_id = uuid.uuid4().hex
         self._started = not ray.is_initialized()
         if self._started:
             _start(workers)
@@ -173,8 +177,7 @@ class RayRunner:
         """As `Runner.run`; raises what an operator raised about settings or weights."""
         for operator in operators:
             _failure_note(operator).unlink(missing_ok=True)
-        attempts.sweep(operators[0].work)
-        chains = _chains([_in_run(operator, self._run_id) for operator in operators], self._workers)
+        chains = _chains(operators, self._workers)
         given = lanes.shared([chain.need for chain in chains], _cluster(), most=self._workers or len(units))
         bundles = bundled(units, max(lane.workers for lane in given))
         deaths = attempts.MOST * max(map(len, bundles))
@@ -209,13 +212,6 @@ class RayRunner:
     def close(self) -> None:
         if self._started:
             ray.shutdown()
-
-
-def _in_run(operator: Operator, run_id: str) -> Operator:
-    """The operator as it counts attempts in this start of the command, with what it has worked out about itself."""
-    mine = copy.copy(operator)
-    object.__setattr__(mine, "run_id", run_id)
-    return mine
 
 
 def _chains(operators: Sequence[Operator], workers: int) -> list[_Chain]:
