@@ -98,14 +98,9 @@ class _Job:
     def _finished(self, sources: Sequence[Clip]) -> dict[str, Any] | None:
         """The description of the data set, where it is what these sources and settings make and all of it is there."""
         known = self.publication.description()
-        if (
-            (self.work / FORGOTTEN).exists()
-            or known is None
-            or known.get("inputs") != self._inputs(sources)
-            or not self.publication.is_whole()
-        ):
+        if known is None or (self.work / FORGOTTEN).exists() or known.get("inputs") != self._inputs(sources):
             return None
-        return known
+        return known if self.publication.is_whole() else None
 
     def _inputs(self, sources: Sequence[Clip]) -> str:
         """Names all that the data set is made from: the sources as they lie there, and the stages as they stand."""
