@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.video_hash import WAVES, VideoHash
-from dynamictrl.video_likeness import CERTAIN, MIRROR, cropped, movement
+from dynamictrl.video_likeness import CERTAIN, MIRROR, STILLEST, cropped, movement
 
 TAPS = (0, 2, 4, 6, 8)
 """Samples of movement that make words: over a second, every second one."""
 BANDS = 16
 MOVEMENT_BITS, PICTURE_BITS = 24, 9
 """Planes of a word, in the space of movement and in that of the mean picture."""
+PICTURE_SAMPLES = 16
+"""Samples of one mean picture: two seconds, so that a shot is known within a longer video."""
 VOTES = 2
 """Bands in which candidates share a word."""
 NEIGHBOURS = 6
@@ -66,7 +68,7 @@ class _Index:
     steps_MK: NDArray[np.int8]
     """Movement, all of it in one row of samples."""
     picture_VK: NDArray[np.float32]
-    """The mean picture of each look of each video."""
+    """The mean pictures of each look of each video, one for each PICTURE_SAMPLES."""
     first_N: NDArray[np.int32]
     """Where in `steps_MK` each window begins."""
     look_N: NDArray[np.int32]
@@ -76,18 +78,19 @@ class _Index:
 
 def _index(hashes: Sequence[VideoHash]) -> _Index:
     steps, pictures, first, look, owner = [np.empty((0, int(CERTAIN.sum())), np.int8)], [], [], [], []
-    total = 0
+    total = shown = 0
     for number, video in enumerate(hashes):
         levels_LTK = np.stack(_looks(video))
         moved_LTK = movement(levels_LTK * CERTAIN)[:, :, CERTAIN] * _MIXED
         length = moved_LTK.shape[1]
         steps.append(np.rint(np.clip(moved_LTK / _STEP, -127, 127)).astype(np.int8).reshape(-1, moved_LTK.shape[2]))
         for place in range(len(levels_LTK)):
-            begins = np.arange(0, length - TAPS[-1], 2 if place else 1, dtype=np.int32)
+            begins = _moving(moved_LTK[place])[:: 2 if place else 1]
             first.append(begins + np.int32(total + place * length))
-            look.append(np.full(len(begins), number * len(levels_LTK) + place, np.int32))
+            look.append((shown + begins // PICTURE_SAMPLES).astype(np.int32))
+            shown += -(-levels_LTK.shape[1] // PICTURE_SAMPLES)
             owner.append(np.full(len(begins), 2 * number + bool(place), np.int64))
-        pictures.append(levels_LTK[:, :, CERTAIN].mean(axis=1)[:, 1:])
+        pictures.append(_mean_pictures(levels_LTK[:, :, CERTAIN][:, :, 1:]))
         total += len(steps[-1])
     nothing = np.empty(0, np.int32)
     return _Index(
@@ -97,6 +100,20 @@ def _index(hashes: Sequence[VideoHash]) -> _Index:
         np.concatenate([nothing, *look]),
         np.concatenate([nothing, *owner]).astype(np.int64),
     )
+
+
+def _mean_pictures(levels_LTK: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[looks * spans, waves]: the mean picture of every PICTURE_SAMPLES samples."""
+    spans = range(0, levels_LTK.shape[1], PICTURE_SAMPLES)
+    means = [levels_LTK[:, start : start + PICTURE_SAMPLES].mean(axis=1) for start in spans]
+    return np.stack(means, axis=1).reshape(-1, levels_LTK.shape[2])
+
+
+def _moving(moved_TK: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Where windows begin in which something moves: all stillness is alike."""
+    strength_T = np.concatenate([[0.0], np.cumsum((moved_TK**2).sum(axis=1), dtype=np.float64)])
+    span = TAPS[-1] + 1
+    return np.flatnonzero(strength_T[span:] - strength_T[:-span] >= STILLEST * span).astype(np.int32)
 
 
 def _looks(video: VideoHash) -> list[NDArray[np.float32]]:
