@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.pose import VISIBLE
-from dynamictrl.pose_tracking import Sighting, likeness
+from dynamictrl.pose_tracking import Sighting, likenesses
 
 DETECTOR_SIDE = 640
 CROP_WIDTH, CROP_HEIGHT = 288, 384
@@ -154,8 +154,11 @@ def to_layout(points_133: Array, scores_133: Array) -> tuple[Array, Array]:
 
 def distinct(people: list[Sighting]) -> list[Sighting]:
     """The persons of one frame, each once; where two sightings are one person the better one stays."""
-    kept: list[Sighting] = []
-    for person in people:
-        if all(likeness(person, other) < _SAME_PERSON for other in kept):
-            kept.append(person)
-    return kept
+    if len(people) < 2:
+        return people
+    alike = likenesses(people, people) >= _SAME_PERSON
+    kept: list[int] = []
+    for index in range(len(people)):
+        if not alike[index, kept].any():
+            kept.append(index)
+    return [people[index] for index in kept]
