@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamictrl.shards import SCHEMA_VERSION, write_json
-from pipelines import storage
+from dynamictrl.shards import SCHEMA_VERSION
 from pipelines.clip import Clip
 
 if TYPE_CHECKING:
@@ -233,21 +232,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def write_manifest(path: Path, clips: Iterable[Clip], shards: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes `manifest.parquet` of clips that lie in recorded shards."""
-    from pipelines.published import Place
-
-    places = {k: Place(n, at, -1, "", {}) for n, record in shards.items() for k, at in record["offsets"].items()}
-    storage.write_bytes(path, manifest_bytes(manifest_rows(clips, places)))
-
-
-def write_quarantine(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes `quarantine.jsonl`."""
-    storage.write_bytes(path, quarantine_bytes(quarantine_lines(clips)))
-
-
-def write_description(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `dataset.json`."""
-    write_json(path, json.loads(json.dumps(content, default=str)))

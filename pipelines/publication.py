@@ -124,7 +124,7 @@ class Publication:
         """Freezes another arrangement of what is published; returns the names of the shards still to be written.
 
         A shard that holds just one of the lists wanted stays as it is. What an unfinished run has committed waits for
-        it, but for shards with keys that are `removed`.
+        it, but for shards with clips of sources whose sha256 is `removed`.
         """
         state = self._state()
         places = state.published.places
@@ -292,10 +292,12 @@ class Publication:
     ) -> list[str]:
         first = state.next_shard
         shards = [PlannedShard(SHARD_NAME.format(first + i), tuple(s), bucket) for i, (bucket, s) in enumerate(new)]
+        # What a swap that was cut has half published keeps its record until the description names it.
+        half = [name for name in state.published.unnamed if name in stay and name in state.plan.shards]
         pending = [name for name in state.pending if name in stay]
         retired = tuple(name for name in state.published.shards if name not in stay)
         names = (*pending, *(shard.name for shard in shards))
-        plan = Plan(first + len(shards), (*names, *waiting), retired, waiting, purpose)
+        plan = Plan(first + len(shards), (*half, *names, *waiting), retired, waiting, purpose)
         if plan != state.plan:
             self.plans.save(plan, shards)
         self.__dict__.pop("_committed", None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import DatasetError
+from pipelines.clip import SHA_IN_KEY
 from pipelines.published import Place, Published, number_of, read_published
 from pipelines.shard_commit import places_of
 from pipelines.shard_plan import Plan, PlanFolder, PlannedSample, PlannedShard
@@ -89,10 +90,11 @@ class State:
         return stay
 
     def waiting(self, removed: frozenset[str]) -> tuple[str, ...]:
-        """What an interrupted run has planned and may still publish: its shards without any of the keys removed."""
+        """What an interrupted run has planned and may still publish: no shard with a clip of these sources."""
+        heads = {sha256[:SHA_IN_KEY] for sha256 in removed}
         names = self.pending if self.plan.purpose == "run" else self.plan.waiting
         shards = [self.pending[name] for name in names if name in self.pending]
-        return tuple(s.name for s in shards if not any(sample.key in removed for sample in s.samples))
+        return tuple(s.name for s in shards if not any(sample.key[:SHA_IN_KEY] in heads for sample in s.samples))
 
     def _ready(self, sample: PlannedSample, work: Path) -> bool:
         """Whether the bytes of a sample still to be written are where the plan says."""

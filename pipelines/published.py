@@ -43,6 +43,12 @@ class Published:
     """By key."""
 
     @property
+    def unnamed(self) -> tuple[str, ...]:
+        """Shards that the manifest knows and the description does not: a swap was cut between the two."""
+        named = {shard["name"] for shard in self.description.get("shards", ())}
+        return tuple(sorted(self.shards.keys() - named))
+
+    @property
     def next_shard(self) -> int:
         """The first number that no published shard ever had."""
         used = [number_of(name) for name in (*self.shards, *(s["name"] for s in self.description.get("shards", ())))]

@@ -100,8 +100,11 @@ def _tombstone(state: State, content: str, uris: tuple[str, ...], reason: str) -
     removed = frozenset({content, *uris} - {""})
     rows = [r for r in state.published.rows if tombstones.covers(removed, r["source"], r["source_sha256"])]
     shards = {row["shard"] for row in rows} - {""}
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Tombstone(content, uris, moment, reason, clips=len(rows), shards=len(shards))
+    return Tombstone(content, uris, _now(), reason, clips=len(rows), shards=len(shards))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _rewrite(
@@ -114,7 +117,7 @@ def _rewrite(
     existing = state.published.keys()
     left = {name: tuple(key for key in held if key not in keys) for name, held in existing.items()}
     wanted = [(state.published.shards[name].get("bucket", ""), left[name]) for name in existing if left[name]]
-    missing = publication.arrange(PURPOSE, wanted, removed=keys)
+    missing = publication.arrange(PURPOSE, wanted, removed=removed)
     with Progress("shards", len(missing), "shards") as progress:
         for shard in missing:
             publication.commit(shard)
