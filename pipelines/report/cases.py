@@ -33,8 +33,18 @@ class Cases:
     """("just refused", cases), ("just kept", cases), ("worst", cases)."""
 
 
+@dataclass(frozen=True)
+class Idle:
+    """A limit that refused nothing, and how near to it a kept clip came."""
+
+    limit: Limit
+    nearest: Case | None
+    room: float
+    """What lay between, as a share of the limit."""
+
+
 def cases(description: Mapping[str, Any], rows: Sequence[Row], limits: Sequence[Limit]) -> list[Cases]:
-    """Examples of every filter that refused something or came near to it, in order of work."""
+    """Examples of every filter that refused something, in order of work."""
     order = [entry["stage"] for entry in listed(description)]
     refused: dict[str, list[Row]] = {}
     for row in rows:
@@ -55,12 +65,32 @@ def _rank(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     return lambda stage: (places.get(stage, -1), stage)
 
 
+def idle(rows: Sequence[Row], limits: Sequence[Limit]) -> list[Idle]:
+    """The limits that no clip failed at, in order of work."""
+    refused = [row for row in rows if row["reason"]]
+    kept = [row for row in rows if not row["reason"]]
+    found = []
+    for limit in limits:
+        if any(row["stage"] == limit.stage and limit.refused(row) for row in refused):
+            continue
+        measured = [
+            (limit.distance(row["scores"][limit.score]), row["key"], row)
+            for row in kept
+            if limit.score in row["scores"]
+        ]
+        room, _, row = min(measured, default=(0.0, "", None), key=lambda entry: entry[:2])
+        found.append(Idle(limit, _scored(limit, row) if row else None, room))
+    return found
+
+
 def _by_score(limit: Limit, refused: Sequence[Row], kept: Sequence[Row]) -> Cases | None:
     """The clips nearest to one limit. Where a stage has several scores, those that this one refused."""
     out = sorted(
         (row for row in refused if limit.refused(row)),
         key=lambda row: (limit.distance(row["scores"][limit.score]), row["key"]),
     )
+    if not out:
+        return None
     inside = sorted(
         (row for row in kept if limit.score in row["scores"]),
         key=lambda row: (limit.distance(row["scores"][limit.score]), row["key"]),
@@ -69,7 +99,7 @@ def _by_score(limit: Limit, refused: Sequence[Row], kept: Sequence[Row]) -> Case
     worst = [_scored(limit, row) for row in out[: max(0, min(EACH, len(out) - len(near)))]]
     groups = [("just refused", near), ("worst", worst), ("just kept", [_scored(limit, r) for r in inside[:EACH]])]
     groups = [(name, found) for name, found in groups if found]
-    return Cases(limit.stage, f"{limit.score}, {limit}", len(out), groups) if groups else None
+    return Cases(limit.stage, f"{limit.score}, {limit}", len(out), groups)
 
 
 def _scored(limit: Limit, row: Row) -> Case:

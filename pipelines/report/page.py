@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import storage
 from pipelines.dataset_view import DatasetView, open_view, view_of
 from pipelines.report.advice import advice
-from pipelines.report.cases import cases
+from pipelines.report.cases import cases, idle
 from pipelines.report.funnel import equations, funnel
 from pipelines.report.histograms import histograms
 from pipelines.report.pictures import sample_cards, strips
@@ -77,6 +77,7 @@ def render(view: DatasetView, costs: Mapping[str, Cost] | None = None) -> bytes:
         histograms=histograms(rows, all_limits),
         samples=sample_cards(view, kept),
         examples=examples,
+        idle=idle(rows, all_limits),
         strips=strips(view, examples),
         quarantine=list(_quarantine(view.quarantine[:QUARANTINED_ROWS])),
         quarantine_more=max(0, len(view.quarantine) - QUARANTINED_ROWS),

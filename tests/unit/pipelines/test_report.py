@@ -16,7 +16,7 @@ from pipelines.dataset_view import open_view
 from pipelines.previews import write_preview
 from pipelines.recipes import curate_mini
 from pipelines.report import write_report
-from pipelines.report.cases import cases, spread
+from pipelines.report.cases import cases, idle, spread
 from pipelines.report.funnel import equations, funnel
 from pipelines.report.histograms import histograms
 from pipelines.report.settings import all_settings, command
@@ -162,9 +162,16 @@ def test_examples_are_the_worst_clips_and_those_beside_the_line():
 def test_a_refusal_that_no_score_explains_is_shown_by_its_reason():
     rows = rows_of((50.0, "odd"), (50.0, ""))
     found = cases({"settings": {}}, rows, [Limit("f", "s", 10.0, None)])
-    assert [(c.title, [name for name, _ in c.groups]) for c in found] == [
-        ("s, at least 10", ["just kept"]),
-        ("odd", ["examples"]),
+    assert [(c.title, [name for name, _ in c.groups]) for c in found] == [("odd", ["examples"])]
+
+
+def test_a_limit_that_refused_nothing_is_listed_with_the_clip_that_came_nearest():
+    rows = rows_of((50.0, ""), (12.0, ""), (5.0, "low"))
+    limits = [Limit("f", "s", 10.0, None), Limit("g", "s", None, 100.0), Limit("h", "unknown", 0.0, None)]
+    found = idle(rows, limits)
+    assert [(i.limit.stage, i.nearest.value if i.nearest else "", i.room) for i in found] == [
+        ("g", "50", 0.5),
+        ("h", "", 0.0),
     ]
 
 
