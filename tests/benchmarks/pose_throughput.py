@@ -228,6 +228,33 @@ def sweep(folder: Path, clips: Clips, start: Acceleration, end: float) -> list[d
     return found
 
 
+def through_the_stage(folder: Path, clips: Clips, device: str) -> dict[str, float]:
+    """Frames per second of the pipeline's stage: H.264 files in, `pose.npz` files out, each clip three times."""
+    from dynamictrl.video import write_video
+    from pipelines.clip import Clip
+    from pipelines.stage import step
+    from pipelines.stages.estimate_pose import EstimatePose
+
+    with tempfile.TemporaryDirectory() as work:
+        rows = []
+        for index in range(3 * len(clips)):
+            frames = clips[index % len(clips)]
+            clip = Clip(source_sha256=f"{index}" * 64, work=work, fps=FPS, frames=len(frames)).at(0, len(frames) / FPS)
+            clip.folder.mkdir(parents=True)
+            if index < len(clips):
+                write_video(clip.file("mp4"), np.stack(frames), FPS)
+            else:
+                clip.file("mp4").write_bytes(rows[index - len(clips)].file("mp4").read_bytes())
+            rows.append(clip.with_file("mp4"))
+        stage = EstimatePose(model=str(folder), device="cuda" if device == "cuda" else "cpu")
+        stage.setup()
+        step(stage, rows[:1])
+        done = []
+        seconds = [timed(lambda: done.extend(step(stage, rows))) for _ in range(3)]
+        assert not any(clip.rejected for clip in done), [clip.message for clip in done if clip.rejected]
+        return {"frames_per_second": sum(clip.frames for clip in rows) / statistics.median(seconds), "clips": len(rows)}
+
+
 def without_tf32(folder: Path, frames: int) -> dict[str, Any]:
     """The comparison of joints in a process of its own in which CUDA's libraries keep 23 bits."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -334,6 +361,7 @@ def measure(options: argparse.Namespace, folder: Path, end: float) -> None:
     small = (runs["mini yolox_l.onnx, 1 picture"] + persons * runs["mini dw-ll_ucoco_384.onnx, 1 picture"]) / 1000
     # What rtmlib would gain were the small networks, which it runs one by one, free.
     say("times_as_fast_less_small_networks", (theirs / total - small) / (mine / total))
+    say("stage_from_files", through_the_stage(folder, clips, options.device))
     if options.device == "cuda":
         say("joints_without_tf32", without_tf32(folder, 36))
         say("other_settings", sweep(folder, clips, how, end))
