@@ -6,7 +6,7 @@ point elsewhere have no power.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -18,6 +18,9 @@ _CONTAINERS = (
 )
 """Demuxers that read what they are given and open nothing else (no playlists, concatenations or devices)."""
 
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Metadata may be in any encoding, or none; PyAV 19, which needs Python 3.12, takes it as it comes."""
+
 
 class _Nameless:
     """A file as FFmpeg needs it, without the name by which it would guess a format or open files itself."""
@@ -28,10 +31,9 @@ class _Nameless:
 
 def open_container(file: BinaryIO) -> InputContainer:
     """A container ready to be read; raises what PyAV raises (FFmpegError, ValueError, EOFError)."""
-    # Metadata may be in any encoding, or none.
     container = av.open(
         _Nameless(file),
-        metadata_errors="replace",
+        **_LENIENT,
         buffer_size=1 << 18,
         container_options={"format_whitelist": _CONTAINERS},
     )
