@@ -16,11 +16,14 @@ from typing import Any, ClassVar, Literal
 from dynamictrl.errors import InputError
 from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.licences import agreed
 from pipelines.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 LISTS = (".csv", ".jsonl", ".parquet")
+RIGHTS_COLUMNS = ("basis", "attribution", "origin")
+"""Columns that go with each sample beside licence and consent: legal basis, who is to be named, where it was found."""
 URI_COLUMNS = ("uri", "url", "path", "video", "file")
 SIDECARS = (".json", ".truth.npz", ".txt")
 """Endings that belong to the video of the same stem beside them, and are no sources of their own."""
@@ -30,7 +33,9 @@ SIDECARS = (".json", ".truth.npz", ".txt")
 class FindVideos(Stage):
     """Turns what the user named into one row per source file. Nothing is left out but hidden files and side-cars.
 
-    What is no video is found all the same: the probe then says why, and the quarantine lists it.
+    What is no video is found all the same: the probe then says why, and the quarantine lists it. Of a list, the columns
+    licence (or license), consent, basis, attribution and origin travel with each source. A source that two rows name is
+    taken once; where they state different rights it is refused: `rights_conflict`.
     """
 
     per: ClassVar[Literal["source", "clip"]] = "source"
@@ -40,7 +45,7 @@ class FindVideos(Stage):
 
         Raises InputError where it names nothing.
         """
-        found = [replace(clip, **row) for row in _find(clip.source)]
+        found = agreed(replace(clip, **row) for row in _find(clip.source))
         if not found:
             raise InputError(
                 f"{clip.source!r} holds no file. Name a video, a folder, a glob, an s3://, gs:// or https:// prefix, "
@@ -108,15 +113,26 @@ def _listed(source: str) -> Iterator[dict[str, Any]]:
                 code="list_columns",
                 param="videos",
             )
-        carried = {"licence": row.get("licence") or row.get("license"), "consent": row.get("consent")}
-        yield {**_listed_row(source, uri), **{name: str(v) for name, v in carried.items() if v}}
+        yield {**_listed_row(source, uri), **_carried(row)}
+
+
+def _carried(row: dict[str, Any]) -> dict[str, Any]:
+    """What a list says about a source's rights, by the columns' names in any case; empty cells say nothing."""
+    said = {str(name).strip().lower(): str(value).strip() for name, value in row.items() if value is not None}
+    said = {name: value for name, value in said.items() if value}
+    found: dict[str, Any] = {
+        "licence": said.get("licence") or said.get("license"),
+        "consent": said.get("consent"),
+        "rights": {name: said[name] for name in RIGHTS_COLUMNS if name in said},
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _listed_row(source: str, uri: str) -> dict[str, Any]:
     if storage.is_remote(uri):
         return _row(uri, 0, "")
     # A relative path means beside the list, wherever the command runs.
-    return _local_row(Path(source).expanduser().parent / Path(uri).expanduser())
+    return _local_row(os.path.join(os.path.expanduser(os.path.dirname(source)), os.path.expanduser(uri)))
 
 
 def _read_list(path: Path) -> list[dict[str, Any]]:
@@ -137,15 +153,15 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
         ) from problem
 
 
-def _local_row(path: Path) -> dict[str, Any]:
+def _local_row(path: Path | str) -> dict[str, Any]:
     # Without "..": the same file named in two ways is one source.
-    path = Path(os.path.abspath(path))
+    path = os.path.abspath(path)
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         # A list may name what is gone: the quarantine says so.
-        return _row(str(path), 0, "") | {"path": str(path)}
-    return _row(str(path), status.st_size, str(status.st_mtime_ns)) | {"path": str(path)}
+        return _row(path, 0, "") | {"path": path}
+    return _row(path, status.st_size, str(status.st_mtime_ns)) | {"path": path}
 
 
 def _row(uri: str, size: int, changed: str) -> dict[str, Any]:
