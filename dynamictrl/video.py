@@ -14,6 +14,7 @@ What cannot be read raises MediaError; its `code` is one of:
 | still_image | a picture, whatever its name says |
 | no_video_stream | sound, subtitles or cover art only |
 | unsupported_codec | this FFmpeg has no decoder for it |
+| encrypted | common encryption: pictures come only with a key |
 | no_frames | it opens, but not one frame decodes |
 | decode_error | damaged in the middle; the message says how many frames came before |
 | truncated | it ends, without complaint, well before the length it states |

@@ -75,7 +75,11 @@ class Condition:
 
     frames: int
     end: float
-    """When the last frame has been shown, as long as the mean one."""
+    """When the last frame has been shown, for one `step`."""
+    step: float
+    """Seconds that a frame is shown, the median."""
+    reached: float
+    """When the last packet of the pictures ends, decoded or not."""
     stated: float
     """Length that the header states for the pictures alone; 0 = none."""
     file_end: float
@@ -98,7 +102,9 @@ class Condition:
     @property
     def missing(self) -> float:
         """Seconds that a header promises and nothing in the file delivers; 0 where all is there."""
-        return max(0.0, self.stated - self.end, self.file_stated - max(self.file_end, self.end))
+        # Behind damage, packets tell a file that goes on from one that was cut; elsewhere pictures count alone.
+        end = max(self.end, self.reached) if self.error else self.end
+        return max(0.0, self.stated - end, self.file_stated - max(self.file_end, end))
 
 
 class Inspection:
@@ -156,20 +162,23 @@ class Inspection:
 
     def _notice(self) -> None:
         # Frames that came out before the decoder met the damage cannot hold any.
-        sound_until = self._times[-1] + self._step() if self._times else 0.0
-        self._damaged_from = min(self._damaged_from, sound_until)
+        if self._damaged_from == float("inf"):
+            self._damaged_from = self._times[-1] + self._step() if self._times else 0.0
 
     def _step(self) -> float:
-        times = self._times
-        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (self._stream.header_fps or 25.0)
+        nominal = 1 / (self._stream.header_fps or 25.0)
+        return float(np.median(np.diff(self._times))) if len(self._times) > 1 else nominal
 
     def condition(self) -> Condition:
         """What was seen, once the pictures have ended."""
-        end = self._times[-1] + self._step() if self._times else 0.0
+        step = self._step()
+        end = self._times[-1] + step if self._times else 0.0
         stream = self._stream
         return Condition(
             frames=len(self._times),
             end=end,
+            step=step,
+            reached=stream.reached,
             stated=max(0.0, stream.own_duration - stream.ahead),
             file_end=stream.file_end,
             file_stated=max(0.0, stream.file_duration - stream.ahead),
@@ -198,7 +207,7 @@ class _WatchedStream(FrameStream):
 
     def __init__(self, source: VideoSource):
         self._origin: float | None = None
-        self._reached = float("-inf")
+        self._last_pictures = self._last = float("-inf")
         super().__init__(source, threads=1)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
@@ -208,8 +217,12 @@ class _WatchedStream(FrameStream):
                 yield cast("Packet[VideoStream]", packet)
 
     def _follow(self, packet: Packet[Stream]) -> None:
-        if packet.pts is not None and packet.time_base and packet.stream.type in ("video", "audio"):
-            self._reached = max(self._reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.pts is None or not packet.time_base or packet.stream.type not in ("video", "audio"):
+            return
+        ends = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        self._last = max(self._last, ends)
+        if packet.stream is self._stream:
+            self._last_pictures = max(self._last_pictures, ends)
 
     def timed_from_zero(self) -> Iterator[tuple[float, av.VideoFrame]]:
         for time, frame in self._clocked(self.frames(partial=True)):
@@ -229,7 +242,11 @@ class _WatchedStream(FrameStream):
 
     @property
     def file_end(self) -> float:
-        return max(0.0, self._reached - (self._origin or 0.0))
+        return max(0.0, self._last - (self._origin or 0.0))
+
+    @property
+    def reached(self) -> float:
+        return max(0.0, self._last_pictures - (self._origin or 0.0))
 
     @property
     def ahead(self) -> float:

@@ -221,6 +221,8 @@ class FrameStream:
                 packet = next(packets, None)
                 if packet is None:
                     break
+                if count == 0 and packet.has_sidedata("encryption_info"):
+                    raise self._error("encrypted", "is protected by a key; decrypt it first")
                 decoded, damage = packet.decode(), None
             except (av.error.FFmpegError, EOFError) as error:
                 decoded, damage = (self._in_flight() if count else []), error

@@ -90,6 +90,14 @@ class SplitShots(Stage):
         if self.network:
             self._network  # noqa: B018 (opens it, and raises where it is no such network)
 
+    def setup(self) -> None:
+        # A second of imports that the first source's limit should not pay for.
+        import scenedetect  # noqa: F401
+
+        import dynamictrl.video_damage  # noqa: F401
+
+        self.check()
+
     @cached_property
     def _network(self) -> TransNet:
         from dynamictrl.shots import TransNet
@@ -147,14 +155,14 @@ class SplitShots(Stage):
 
     def _cut_out(self, clip: Clip, shots: list[Span], seen: Condition) -> Iterator[Clip]:
         """The shots without the stretches in which nothing moves, and those stretches with their reasons."""
-        holes = [(gap, "timestamp_gap", "one frame stands for {:.1f} s") for gap in seen.gaps]
-        holes = [hole for hole in holes if hole[0].seconds > self.longest_gap]
-        frozen = [(still, "frozen", "the picture stands still for {:.1f} s") for still in seen.stills]
-        holes += [
-            hole
-            for hole in frozen
-            if hole[0].seconds > self.longest_freeze and not any(_meet(hole[0], gap) for gap, *_ in holes)
-        ]
+        from dynamictrl.video_damage import Span
+
+        gaps = [gap for gap in seen.gaps if gap.seconds > self.longest_gap]
+        stills = [s for s in seen.stills if s.seconds > self.longest_freeze and not any(_meet(s, gap) for gap in gaps)]
+        holes = [(gap, "timestamp_gap", "one frame stands for {:.1f} s") for gap in gaps]
+        holes += [(still, "frozen", "the picture stands still for {:.1f} s") for still in stills]
+        # The first frame of either is a sound one.
+        holes = [(Span(hole.start + seen.step, hole.end), *words) for hole, *words in holes]
         last = shots[-1].end
         for hole, code, message in sorted(holes, key=lambda hole: hole[0].start):
             if hole.start < last:
