@@ -147,8 +147,8 @@ def _head_radius(points_J2: Array, scores_J: NDArray[np.float32]) -> float:
         _TRUNK_TO_HEAD * max(apart(NECK, RIGHT_HIP), apart(NECK, LEFT_HIP)),
         1.3 * apart(RIGHT_EAR, LEFT_EAR) / 2,
         2.2 * apart(RIGHT_EYE, LEFT_EYE),
-        1.5 * max(apart(NOSE, RIGHT_EAR), apart(NOSE, LEFT_EAR)),
-        0.6 * apart(NOSE, NECK),
+        1.1 * max(apart(NOSE, RIGHT_EAR), apart(NOSE, LEFT_EAR)),
+        0.5 * apart(NOSE, NECK),
     )
 
 

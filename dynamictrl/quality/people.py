@@ -124,25 +124,32 @@ def _body_height(pose: PoseSequence, person: int) -> float:
     return max(1e-3, float(np.median(pose.boxes[seen_F, person, 3] - pose.boxes[seen_F, person, 1])))
 
 
-def pose_jump(pose: PoseSequence, frame: float) -> float:
-    """What the persons do across a moment (a fractional frame index): 0 = all stay, 1 = nobody goes on.
+def pose_jump(pose: PoseSequence, frame: float, reach: float = 0.5) -> float:
+    """What the persons do around a moment (a fractional frame index, give or take `reach` frames): 0 = they go on as before, 1 = nobody goes on.
 
-    The main person's joints' mean shift between the last frame before and the first after in which anybody is seen, in
-    the person's heights and at most 1; 1 where that person is not there any more, or somebody else is the largest now.
-    0 where nobody is seen at all.
+    How much more the main person's joints shift there than in the frames just before and after (mean over the body, in
+    the person's heights, at most 1); 1 where that person is not there any more; 0 where nobody is seen at all.
     """
-    areas_FP = _areas(pose)
-    there_F = areas_FP.max(axis=1, initial=0.0) > 0
-    before = np.flatnonzero(there_F[: max(0, int(np.ceil(frame)))])
-    after = np.flatnonzero(there_F[max(0, int(np.floor(frame)) + 1) :])
-    if not len(before) or not len(after):
-        return float(bool(len(before)) != bool(len(after)))
-    one, other = int(before[-1]), int(after[0]) + max(0, int(np.floor(frame)) + 1)
-    person = int(np.argmax(areas_FP[one]))
-    both = (pose.scores[one, person, BODY] > VISIBLE) & (pose.scores[other, person, BODY] > VISIBLE)
-    if not both.any():
+    steps = pose.num_frames - 1
+    first, last = int(np.floor(frame - reach)), int(np.ceil(frame + reach)) - 1
+    moments = range(max(0, first), min(steps, last + 1))
+    return max((_sudden_shift(pose, moment, steps) for moment in moments), default=0.0)
+
+
+def _sudden_shift(pose: PoseSequence, frame: int, steps: int) -> float:
+    across = _shift(pose, frame)
+    beside = [_shift(pose, at) for at in (frame - 1, frame + 1) if 0 <= at < steps]
+    return max(0.0, across - max(beside, default=0.0)) if across < 1 else 1.0
+
+
+def _shift(pose: PoseSequence, frame: int) -> float:
+    """How far the body's joints of the largest person go from one frame to the next, in their heights; at most 1."""
+    here_P, next_P = _areas(pose.frames(slice(frame, frame + 2)))
+    if not here_P.any() or not next_P.any():
+        return float(bool(here_P.any()) != bool(next_P.any()))
+    person = int(np.argmax(here_P))
+    both_J = (pose.scores[frame : frame + 2, person, BODY] > VISIBLE).all(axis=0)
+    if not both_J.any():
         return 1.0
-    shift = np.linalg.norm(pose.keypoints[other, person, BODY] - pose.keypoints[one, person, BODY], axis=-1)[
-        both
-    ].mean()
-    return float(min(1.0, shift / _body_height(pose, person)))
+    away_J = np.linalg.norm(np.diff(pose.keypoints[frame : frame + 2, person, BODY], axis=0)[0], axis=-1)
+    return float(min(1.0, away_J[both_J].mean() / _body_height(pose, person)))

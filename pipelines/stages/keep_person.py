@@ -12,7 +12,8 @@ from pipelines.limits import LimitStage, Rule
 @dataclass(frozen=True)
 class KeepPerson(LimitStage):
     """Refuses clips without a person (`no_person`), with too many (`too_many_persons`), or whose main person is away
-    (`person_often_absent`), small (`person_too_small`), one among equals (`person_not_main`).
+    (`person_often_absent`), small (`person_too_small`), one among equals (`person_not_main`) or mostly hidden
+    (`body_hidden`).
 
     The main person is the one whose box covers most of the picture over the clip. All scores about people are written
     here, for the filters after it: see `dynamictrl.quality.people`. It sees what the detector saw: a statue, a poster
