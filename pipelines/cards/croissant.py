@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.cards.facts import RESEARCH_ONLY, is_research_only
+from pipelines.cards.facts import RESEARCH_ONLY, is_research_only, model_roles
 from pipelines.cards.rights import HUB_LICENCES, Rights
 
 CONTEXT = {
@@ -122,7 +122,7 @@ def _responsible(description: Mapping[str, Any], rights: Rights) -> dict[str, An
     """Provenance and the RAI extension's fields."""
     consents = "; ".join(f"{consent}: {clips} clips" for consent, (clips, _) in rights.consents.items())
     licences = "; ".join(f"{licence}: {clips} clips" for licence, (clips, _) in rights.licences.items())
-    models = sorted({n for r, names in description["models"].items() if "sha256" not in r for n in names})
+    models = sorted({name for role in model_roles(description["models"]) for name in description["models"][role]})
     stages = ", ".join(dict.fromkeys(entry["stage"] for entry in description.get("stages", ())))
     said = {
         "rai:dataCollection": f"Given source videos were split at cuts and filtered. Licences stated: {licences}.",
@@ -134,7 +134,7 @@ def _responsible(description: Mapping[str, Any], rights: Rights) -> dict[str, An
         "rai:dataAnnotationProtocol": "Poses, masks and captions come from models; filters judged them.",
         "rai:machineAnnotationTools": models,
         "rai:personalSensitiveInformation": [f"Clips show identifiable people. Consent as stated: {consents}."],
-        "rai:dataLimitations": [RESEARCH_ONLY] if is_research_only(dict(description["models"])) else [],
+        "rai:dataLimitations": [RESEARCH_ONLY] if is_research_only(description["models"]) else [],
         "rai:dataBiases": ["Filters favour people seen whole, near and alone; representation was not measured."],
         "rai:dataUseCases": ["Training and evaluating models that animate people."],
         "rai:dataReleaseMaintenancePlan": "Sources are taken out on request: shards are rewritten without them and a "

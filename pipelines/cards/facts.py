@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -51,7 +52,23 @@ def model_fact(name: str) -> ModelFact | None:
     return next((fact for fact, tail in tails if tail and f"/{tail}" in lowered), None)
 
 
-def is_research_only(models: dict[str, list[str]]) -> bool:
+def model_roles(models: Mapping[str, Sequence[str]]) -> list[str]:
+    """The roles that name a model, without hashes and without what else is on record about one: "caption prompt"."""
+    return [
+        role for role in models if not role.endswith(" sha256") and role.partition(" ")[0] not in {*models} - {role}
+    ]
+
+
+def details(models: Mapping[str, Sequence[str]], role: str) -> dict[str, Sequence[str]]:
+    """What else is on record about a role's model, by what it is: its prompt, for example."""
+    return {
+        name.removeprefix(f"{role} "): values
+        for name, values in models.items()
+        if name.startswith(f"{role} ") and not name.endswith(" sha256")
+    }
+
+
+def is_research_only(models: Mapping[str, Sequence[str]]) -> bool:
     """Whether the real DWPose is among the models, by role, of a description."""
     facts = [model_fact(name) for names in models.values() for name in names]
     return any(fact and fact.prefix == "yzd-v/DWPose" for fact in facts)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.cards.facts import RESEARCH_ONLY, is_research_only, model_fact
+from pipelines.cards.facts import RESEARCH_ONLY, is_research_only, model_fact, model_roles
 from pipelines.cards.rights import Rights
 from pipelines.stage_list import limits, listed
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SHOWN = 5
+"""Models of one role that are named."""
 TASKS = ("image-to-video", "text-to-video", "keypoint-detection", "mask-generation")
 TAGS = ("webdataset", "croissant", "video", "human-motion", "pose", "segmentation")
 
@@ -142,10 +144,11 @@ def _models(description: Mapping[str, Any]) -> Iterator[str]:
     yield "## Models whose output is in it"
     yield ""
     rows = []
-    for role, names in description["models"].items():
-        facts = [fact for name in names if (fact := model_fact(name))]
+    models = description["models"]
+    for role in [*model_roles(models), *(role for role in models if role.endswith(" sha256"))]:
+        facts = [fact for name in models[role] if (fact := model_fact(name))]
         licence = "; ".join(dict.fromkeys(f"{fact.licence}. {fact.note}".rstrip(". ") for fact in facts))
-        rows.append([_plain(role), ", ".join(f"`{_plain(name)}`" for name in names), licence])
+        rows.append([_plain(role), ", ".join(f"`{_plain(name)}`" for name in models[role][:SHOWN]), licence])
     yield from _table(["role", "model or hash", "licence"], rows)
 
 

@@ -25,6 +25,8 @@ PAGE = "report/index.html"
 TEMPLATES = Path(__file__).parent
 QUARANTINED_ROWS = 300
 """Lines of the quarantine table; the rest is counted."""
+DETAILS = 2
+"""Values of a detail that are shown; some, as the frames that were captioned, differ from clip to clip."""
 UNKNOWN = "not stated"
 
 
@@ -117,15 +119,23 @@ def _costs(description: Mapping[str, Any], costs: Mapping[str, Cost]) -> list[Co
 
 def _models(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each role's models with what is known of their licences, hashes below the role or file they belong to."""
-    from pipelines.cards.facts import model_fact
+    from pipelines.cards.facts import details, model_fact, model_roles
 
-    hashes = {r.removesuffix(" sha256"): v for r, v in description["models"].items() if r.endswith(" sha256")}
+    models = description["models"]
+    hashes = {role.removesuffix(" sha256"): sums for role, sums in models.items() if role.endswith(" sha256")}
     found = []
-    for role, names in description["models"].items():
-        if not role.endswith(" sha256"):
-            facts = [fact for name in names if (fact := model_fact(name))]
-            found.append({"role": role, "names": names, "facts": facts, "sha256": hashes.pop(role, [])})
-    return found + [{"role": file, "names": [], "facts": [], "sha256": sums} for file, sums in hashes.items()]
+    for role in model_roles(models):
+        facts = [fact for name in models[role] if (fact := model_fact(name))]
+        more = {name: _some(values) for name, values in details(models, role).items()}
+        sums = hashes.pop(role, [])
+        found.append({"role": role, "names": models[role], "facts": facts, "details": more, "sha256": sums})
+    rest = [{"role": file, "names": [], "facts": [], "details": {}, "sha256": sums} for file, sums in hashes.items()]
+    return found + rest
+
+
+def _some(values: Sequence[str]) -> str:
+    more = len(values) - DETAILS
+    return ", ".join(values[:DETAILS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _rights(kept: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, int, float]]:

@@ -14,7 +14,7 @@ import yaml
 
 from dynamictrl.video import write_video
 from pipelines import cards, job
-from pipelines.cards.facts import is_research_only, model_fact
+from pipelines.cards.facts import details, is_research_only, model_fact, model_roles
 from pipelines.cards.readme import readme, size_category
 from pipelines.cards.rights import Rights, hub_name
 from pipelines.dataset_view import DatasetView, open_view
@@ -124,6 +124,15 @@ def test_the_card_says_that_poses_from_dwpose_are_for_research(made: DatasetView
     assert b"COCO-WholeBody" in cards.files(description, made.rows)["README.md"]
     assert b"COCO-WholeBody" in cards.files(description, made.rows)["croissant.json"]
     assert b"COCO-WholeBody" not in made.store.read("README.md")
+
+
+def test_what_is_said_about_a_model_is_no_model(made: DatasetView):
+    models = {"caption": ["mini/captioner"], "caption prompt": ["Describe."], "caption sha256": ["ab"], "pose": ["p"]}
+    assert model_roles(models) == ["caption", "pose"]
+    assert details(models, "caption") == {"prompt": ["Describe."]}
+    said = cards.files({**made.description, "models": models}, made.rows)
+    assert json.loads(said["croissant.json"])["rai:machineAnnotationTools"] == ["mini/captioner", "p"]
+    assert b"Describe." not in said["README.md"]
 
 
 @pytest.mark.parametrize(("samples", "words"), [(0, "n<1K"), (1000, "1K<n<10K"), (60_000, "10K<n<100K")])
