@@ -13,14 +13,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 from dynamictrl.errors import ConfigError, InputError
 from pipelines import storage
 from pipelines.clip import Clip
 from pipelines.isolation import Child
-from pipelines.stage import Work, apply
 from pipelines.stages.fetch import Fetch
 from pipelines.stages.find_videos import FindVideos
 from pipelines.stages.fingerprint import Fingerprint
@@ -43,11 +41,7 @@ class HeldOut:
 
 
 def read_held_out(
-    names: Iterable[str],
-    cache: Path | None = None,
-    *,
-    isolated: bool = True,
-    advance: Callable[[int], None] = lambda _: None,
+    names: Iterable[str], cache: Path | None = None, advance: Callable[[int], None] = lambda _: None
 ) -> list[HeldOut]:
     """The held-out videos that `names` name, each content once, in order of name.
 
@@ -56,7 +50,7 @@ def read_held_out(
     """
     found: list[HeldOut] = []
     for name in names:
-        found += _read_list(name) if name.lower().endswith(LISTS) else _hashed(name, cache, isolated, advance)
+        found += _read_list(name) if name.lower().endswith(LISTS) else _hashed(name, cache, advance)
     once = {(video.sha256, video.video_hash): video for video in sorted(found, key=lambda v: v.name, reverse=True)}
     return sorted(once.values(), key=lambda v: v.name)
 
@@ -123,25 +117,21 @@ def _row(name: str, number: int, row: object) -> HeldOut:
     return video
 
 
-def _hashed(name: str, cache: Path | None, isolated: bool, advance: Callable[[int], None]) -> list[HeldOut]:
-    stages = (Fetch(), Fingerprint())
-    child = Child(stages, TIME_LIMIT, MEMORY_GIB) if isolated else None
+def _hashed(name: str, cache: Path | None, advance: Callable[[int], None]) -> list[HeldOut]:
+    child = Child((Fetch(), Fingerprint()), TIME_LIMIT, MEMORY_GIB)
     with tempfile.TemporaryDirectory() as work:
         try:
             found = []
             for source in FindVideos().process(Clip(source=name, work=work)):
-                found.append(
-                    _known(source, cache) or _one(source, cache, child.apply if child else partial(apply, stages))
-                )
+                found.append(_known(source, cache) or _one(source, cache, child))
                 advance(1)
             return found
         finally:
-            if child is not None:
-                child.stop()
+            child.stop()
 
 
-def _one(source: Clip, cache: Path | None, take: Callable[[list[Clip]], Work]) -> HeldOut:
-    (result,) = take([source]).clips
+def _one(source: Clip, cache: Path | None, child: Child) -> HeldOut:
+    (result,) = child.apply([source]).clips
     if result.rejected:
         raise InputError(
             f"the held-out video {source.source} cannot be read ({result.rejected}: {result.message}). Leave it out or "
