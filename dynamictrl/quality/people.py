@@ -125,7 +125,7 @@ def _body_height(pose: PoseSequence, person: int) -> float:
 
 
 def pose_jump(pose: PoseSequence, frame: float, reach: float = 0.5) -> float:
-    """What the persons do around a moment (a fractional frame index, give or take `reach` frames): 0 = they go on as before, 1 = nobody goes on.
+    """What persons do at a moment (a fractional frame index, give or take `reach`): 0 = they go on, 1 = nobody does.
 
     How much more the main person's joints shift there than in the frames just before and after (mean over the body, in
     the person's heights, at most 1); 1 where that person is not there any more; 0 where nobody is seen at all.
