@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamictrl.errors import DatasetError, InputError
-from pipelines import dataset_files, run_folder
+from pipelines import run_folder
 from pipelines.dataset_view import DatasetView
 from pipelines.ledger import Ledger
 from pipelines.report.advice import advice
@@ -93,8 +93,6 @@ def retry(view: DatasetView, lines: Sequence[Line], clips: Sequence[Mapping[str,
         sources = [uri for unit, uri in _units(Ledger(view.work, "sources"), uris) if _forget(view, unit)]
         ledger = Ledger(view.work, "clips")
         keys = [row["key"] for row in clips if ledger.forget(row["key"])]
-        if sources or keys:
-            _unfinish(view)
     return Forgotten(sorted(set(sources)), keys)
 
 
@@ -109,12 +107,6 @@ def _units(ledger: Ledger, uris: set[str]) -> Iterator[tuple[str, str]]:
         found = {row.get("source", "") for result in ledger.load(unit).results.values() for row in result.rows}
         for uri in found & uris:
             yield unit, uri
-
-
-def _unfinish(view: DatasetView) -> None:
-    """The description says no longer that all inputs are done, so that the next run looks at its records."""
-    content = {name: value for name, value in view.description.items() if name != "inputs"}
-    view.store.put("dataset.json", dataset_files.description_bytes(content))
 
 
 def next_command(view: DatasetView) -> str:

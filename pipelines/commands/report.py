@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Writes DATASET/report/index.html anew: one self-contained page about a data set."""
 
-    dataset: Path
-    """Data set folder."""
+    dataset: str
+    """Data set: a folder, or an s3:// or gs:// prefix."""
+    work: str = ""
+    """Work folder of the run; "" = where a run keeps it by itself. Costs and pictures of refused clips lie there."""
 
     def run(self) -> int:
-        from dynamictrl.shards import open_dataset
+        from pipelines import costs
+        from pipelines.dataset_view import open_view
         from pipelines.report import write_report
 
-        print(write_report(self.dataset, open_dataset(self.dataset).description))
+        work = open_view(self.dataset, self.work).work
+        print(write_report(self.dataset, costs=costs.of_run(work) if work else None, work=work))
         return 0

@@ -76,7 +76,7 @@ def made(videos: Path) -> Path:
     return videos.parent / "set"
 
 
-def pipeline(videos: Path, out: Path, **fields: object) -> Filtered:
+def pipeline(videos: Path, out: Path | str, **fields: object) -> Filtered:
     return Filtered(videos=(str(videos),), out=str(out), local=True, time_limit=0.0, **fields)  # type: ignore[arg-type]
 
 
@@ -263,3 +263,16 @@ def test_numbers_stand_to_the_right_and_long_cells_are_cut():
 @pytest.mark.parametrize(("size", "words"), [(0, "0 B"), (1536, "1.5 KiB"), (2**40, "1.00 TiB")])
 def test_bytes_are_said_as_people_say_them(size: int, words: str):
     assert text_table.amount(size) == words
+
+
+def test_a_data_set_in_a_bucket_is_explained_measured_and_compared_as_one_on_a_disk(
+    videos: Path, made: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+):
+    job.run("filtered", pipeline(videos, bucket))
+    view = open_view(bucket)
+    assert comparison.is_equal(comparison.compare(open_view(made), view))
+    key = str(row_of(view, "dance-0")["key"])
+    assert any(f"{bucket}/shards/train-000000.tar at byte 0" in line for line in explain(view, key))
+    assert Size(dataset=bucket).run() == 0
+    assert "by member" in capsys.readouterr().out
+    assert b"adds up" in view.store.read("report/index.html")

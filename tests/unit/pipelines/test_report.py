@@ -12,6 +12,7 @@ import pytest
 from dynamictrl.shards import open_dataset
 from pipelines import job
 from pipelines.clip import Clip
+from pipelines.commands.report import Report
 from pipelines.dataset_view import open_view
 from pipelines.previews import write_preview
 from pipelines.recipes import curate_mini
@@ -200,3 +201,16 @@ def test_sixty_thousand_clips_make_a_small_page(made: Path, tmp_path: Path):
     refused = table.filter(pa.compute.not_equal(table["reason"], ""))
     pq.write_table(pa.concat_tables([table, *[refused] * 30_000]), copy / "manifest.parquet")
     assert Path(write_report(copy)).stat().st_size < 8e6
+
+
+def test_the_command_writes_the_page_anew_with_the_costs_on_record(made: Path, capsys: pytest.CaptureFixture[str]):
+    before = (made / "report" / "index.html").read_bytes()
+    (made / "report" / "index.html").unlink()
+    assert Report(dataset=str(made)).run() == 0
+    assert capsys.readouterr().out.strip() == str(made / "report" / "index.html")
+    page = (made / "report" / "index.html").read_text()
+    assert '<td data-name="stage">' in page
+    assert re.search(r"<tr><td>cut clips</td><td[^>]*>5</td>", page)
+    # The run's own page, its costs aside, is the same.
+    gone = re.compile(r'<h2 id="cost">.*?<h2 id="models">', re.DOTALL)
+    assert gone.sub("", page) == gone.sub("", before.decode())
