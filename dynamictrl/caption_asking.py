@@ -86,10 +86,14 @@ class Asking:
 
     def _tokenized(self, prompt: str) -> tuple[list[int], list[int]]:
         """The tokens before and after the place of the frames."""
-        content = [{"type": "video"}, {"type": "text", "text": prompt}]
-        text = self._preparation.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        tokens: list[int] = self._preparation.tokenizer(text)["input_ids"]
+        tokens: list[int] = self._preparation.tokenizer(question_text(self._preparation, prompt))["input_ids"]
         place = tokens.index(self._video_token)
         return tokens[:place], tokens[place + 1 :]
+
+
+def question_text(preparation: Any, prompt: str) -> str:  # noqa: ANN401
+    """The question about one video in the model's chat template, with one token in the place of the video."""
+    content = [{"type": "video"}, {"type": "text", "text": prompt}]
+    return preparation.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )

@@ -1,8 +1,8 @@
-"""Which pixel belongs to which person, all through a clip: two trackers that take their prompts from the poses.
+"""Which pixel belongs to which person, all through a clip: how far masks agree with poses, and masks without weights.
 
-`SkeletonMaskTracker` needs no weights: it is an outline drawn around the skeleton and snapped to colour edges. It is
-what its model id says, "skeleton-seeded", good where clothes and ground differ in colour and honest nowhere else.
-`Sam2MaskTracker` is SAM 2 video through transformers.
+`SkeletonMaskTracker` is an outline drawn around the skeleton and snapped to colour edges. It is what its model id says,
+"skeleton-seeded", good where clothes and ground differ in colour and honest nowhere else. `sam_tracking` has the
+tracker with weights.
 
 Shape suffixes: F frames, P persons, J joints, H W pixels.
 """
@@ -10,27 +10,25 @@ Shape suffixes: F frames, P persons, J joints, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.errors import InputError
-from dynamictrl.pose import BODY, LEFT_HIP, NECK, NOSE, RIGHT_HIP, VISIBLE, PoseSequence
+from dynamictrl.pose import BODY, VISIBLE, PoseSequence
 from dynamictrl.silhouette import nearest_person, silhouettes
-
-if TYPE_CHECKING:
-    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoSegmentationOutput
 
 logger = logging.getLogger(__name__)
 
-_TRUNK = (NOSE, NECK, RIGHT_HIP, LEFT_HIP)
+DRIFTED = 0.5
+"""A mask with less of its person's visible points on it than this has drifted off that person."""
+_POINTS_TO_JUDGE = 5
+"""Visible points below which a pose is no judge of a mask."""
 
 
-def _check_same_length(frames: NDArray[np.uint8], pose: PoseSequence) -> None:
+def check_same_length(frames: NDArray[np.uint8], pose: PoseSequence) -> None:
+    """Raises InputError where frames or masks and poses are not of one clip."""
     if len(frames) != pose.num_frames:
         raise InputError(
             f"{len(frames)} frames and poses of {pose.num_frames}; masks need one pose a frame", code="pose_length"
@@ -42,7 +40,7 @@ def share_on_masks(persons_FHW: NDArray[np.uint8], pose: PoseSequence) -> NDArra
 
     Low where a tracker has drifted, or where the poses are wrong: either way the two disagree.
     """
-    _check_same_length(persons_FHW, pose)
+    check_same_length(persons_FHW, pose)
     height, width = persons_FHW.shape[1:]
     seen_FPJ = pose.scores[:, :, BODY] > VISIBLE
     xy_FPJ2 = np.floor(pose.keypoints[:, :, BODY] * np.array([width, height])).astype(np.int64)
@@ -53,6 +51,12 @@ def share_on_masks(persons_FHW: NDArray[np.uint8], pose: PoseSequence) -> NDArra
     visible_FP = seen_FPJ.sum(axis=-1)
     inside_FP = (own_FPJ & seen_FPJ).sum(axis=-1)
     return np.where(visible_FP > 0, inside_FP / np.maximum(visible_FP, 1), np.nan)
+
+
+def drifted(persons_FHW: NDArray[np.uint8], pose: PoseSequence, limit: float = DRIFTED) -> NDArray[np.bool_]:
+    """[F, P]: where a person is clearly seen and the mask of that person lies elsewhere."""
+    enough_FP = (pose.scores[:, :, BODY] > VISIBLE).sum(axis=-1) >= _POINTS_TO_JUDGE
+    return enough_FP & (np.nan_to_num(share_on_masks(persons_FHW, pose), nan=1.0) < limit)
 
 
 class SkeletonMaskTracker:
@@ -71,7 +75,7 @@ class SkeletonMaskTracker:
 
     def __call__(self, frames: NDArray[np.uint8], pose: PoseSequence) -> NDArray[np.uint8]:
         """[F, H, W, 3] RGB and its poses -> [F, H, W], 0 background, i = person i of `pose.track_ids` (from 1)."""
-        _check_same_length(frames, pose)
+        check_same_length(frames, pose)
         height, width = frames.shape[1:3]
         labels = np.zeros((len(frames), height, width), np.uint8)
         scale = min(1.0, self.work_height / height)
@@ -143,103 +147,3 @@ def _enlarged(labels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.
         nearer = grey > best
         full[nearer], best[nearer] = label, np.asarray(grey)[nearer]
     return full
-
-
-class Sam2MaskTracker:
-    """Persons' masks by SAM 2 video (Ravi et al. 2024), prompted with box and joints on each one's clearest frame.
-
-    Runs forward and backward from there, so a person need not be seen in the first frame. Give one shot at a time:
-    the model's memory does not survive a cut.
-    """
-
-    def __init__(self, folder: str | Path = "facebook/sam2.1-hiera-small", device: str = "cuda"):
-        """`folder`: local folder or hub id of a `Sam2VideoModel`; raises CheckpointError where it cannot be had."""
-        import torch
-        from transformers import Sam2VideoModel, Sam2VideoProcessor
-
-        from dynamictrl.weights import resolve
-
-        path = resolve(folder, ("config.json", "*.safetensors"))
-        self.model_id = str(folder)
-        self.device = device
-        self.dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        self.preparation: Any = Sam2VideoProcessor.from_pretrained(path, local_files_only=True)
-        model: Any = Sam2VideoModel.from_pretrained(path, local_files_only=True, dtype=self.dtype)
-        self.model = model.to(device).eval()
-
-    def __call__(self, frames: NDArray[np.uint8], pose: PoseSequence) -> NDArray[np.uint8]:
-        """[F, H, W, 3] RGB and its poses -> [F, H, W], 0 background, i = person i of `pose.track_ids` (from 1)."""
-        _check_same_length(frames, pose)
-        height, width = frames.shape[1:3]
-        labels = np.zeros((len(frames), height, width), np.uint8)
-        best = np.zeros((len(frames), height, width), np.float16)
-        for frame, persons in _prompt_frames(pose).items():
-            for index, logits_PHW in self._track(frames, pose, frame, persons):
-                for person, logits_HW in zip(persons, logits_PHW, strict=True):
-                    surer = logits_HW > best[index]
-                    labels[index][surer], best[index][surer] = person + 1, logits_HW[surer]
-        return labels
-
-    def _track(
-        self, frames: NDArray[np.uint8], pose: PoseSequence, prompted: int, persons: list[int]
-    ) -> Iterator[tuple[int, NDArray[np.float16]]]:
-        """Yields (frame, [persons, H, W] logits) for every frame, the prompted one once."""
-        session = self.preparation.init_video_session(
-            video=frames,
-            inference_device=self.device,
-            # Frames wait in ordinary memory: a clip of 1024 x 1024 floats would crowd out the model.
-            video_storage_device="cpu",
-            dtype=self.dtype,
-        )
-        height, width = frames.shape[1:3]
-        boxes, points = zip(*(prompt_of(pose, prompted, person, height, width) for person in persons), strict=True)
-        # All persons in one call: a second call for the same frame would leave the first one's prompt unused.
-        self.preparation.add_inputs_to_inference_session(
-            session,
-            frame_idx=prompted,
-            obj_ids=[person + 1 for person in persons],
-            input_boxes=[list(boxes)],
-            input_points=[list(points)],
-            input_labels=[[[1] * len(of_person) for of_person in points]],
-        )
-        for backward in (False, True):
-            for output in self.model.propagate_in_video_iterator(session, start_frame_idx=prompted, reverse=backward):
-                if not (backward and output.frame_idx == prompted):
-                    yield output.frame_idx, self._logits(output, [p + 1 for p in persons], height, width)
-
-    def _logits(
-        self, output: Sam2VideoSegmentationOutput, labels: list[int], height: int, width: int
-    ) -> NDArray[np.float16]:
-        full = self.preparation.post_process_masks([output.pred_masks], [(height, width)], binarize=False)[0]
-        order = [list(output.object_ids or ()).index(label) for label in labels]
-        return full[order, 0].float().cpu().numpy().astype(np.float16)
-
-
-def _prompt_frames(pose: PoseSequence) -> dict[int, list[int]]:
-    """Which persons are prompted on which frame: each on a clear one, as few frames as that allows."""
-    clarity_FP = np.where(pose.scores[..., BODY] > VISIBLE, pose.scores[..., BODY], 0).sum(axis=-1)
-    waiting = [person for person in range(pose.num_persons) if clarity_FP[:, person].max() > 0]
-    groups: dict[int, list[int]] = {}
-    while waiting:
-        clear_FP = clarity_FP[:, waiting] >= 0.9 * clarity_FP[:, waiting].max(axis=0)
-        # Most persons clear at once; among such frames the one that shows them best.
-        frame = int(np.lexsort((-clarity_FP[:, waiting].sum(axis=1), -clear_FP.sum(axis=1)))[0])
-        groups[frame] = [person for person, clear in zip(waiting, clear_FP[frame], strict=True) if clear]
-        waiting = [person for person in waiting if person not in groups[frame]]
-    return groups
-
-
-def prompt_of(
-    pose: PoseSequence, frame: int, person: int, height: int, width: int
-) -> tuple[list[float], list[list[float]]]:
-    """Box (x1, y1, x2, y2) and four points (x, y) in pixels: trunk joints, which lie on a body and not beside it."""
-    size = np.array([width, height], np.float64)
-    seen = pose.scores[frame, person, BODY] > VISIBLE
-    points_J2 = pose.keypoints[frame, person, BODY] * size
-    box = pose.boxes[frame, person].reshape(2, 2) * size
-    if not np.all(box[1] > box[0]):
-        box = np.stack([points_J2[seen].min(axis=0), points_J2[seen].max(axis=0)])
-    trunk = [joint for joint in _TRUNK if seen[joint]] or np.nonzero(seen)[0].tolist()
-    trunk = (trunk * len(_TRUNK))[: len(_TRUNK)]
-    limits = np.maximum(size - 1, 0)
-    return np.clip(box, 0, limits).ravel().tolist(), np.clip(points_J2[trunk], 0, limits).tolist()

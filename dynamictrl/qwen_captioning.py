@@ -63,7 +63,7 @@ class Qwen2VLCaptioner:
         self._folder = None if loaded else _weights(folder)
         model, self.preparation = loaded or _load(self._folder, device)
         self.model = model.to(device).eval()
-        self.rules = _rules(self.preparation, max_frames, max_pixels)
+        self.rules = frame_rules(self.preparation, max_frames, max_pixels)
         self._asking = Asking(self.model, self.preparation)
         ends = self.model.generation_config.eos_token_id
         ends = (
@@ -193,8 +193,8 @@ def _load(path: Path | None, device: str) -> tuple[Any, Any]:
     return Qwen2VLForConditionalGeneration.from_pretrained(path, local_files_only=True, dtype=dtype), preparation
 
 
-def _rules(preparation: Any, max_frames: int, max_pixels: int) -> FrameRules:  # noqa: ANN401
-    """A model made for fewer or smaller frames says so in its folder."""
+def frame_rules(preparation: Any, max_frames: int, max_pixels: int) -> FrameRules:  # noqa: ANN401
+    """What a model is shown, within limits; one made for fewer or smaller frames says so in its folder."""
     shown = preparation.video_processor
     factor = shown.patch_size * shown.merge_size
     most = min(max_pixels, shown.size["longest_edge"])

@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mask_tracking import Sam2MaskTracker, SkeletonMaskTracker
+from dynamictrl.mask_tracking import SkeletonMaskTracker
 from dynamictrl.mini.tracker.held_out import held_out_clip
+from dynamictrl.sam_tracking import Sam2MaskTracker
 
 if TYPE_CHECKING:
     from dynamictrl.dwpose import PoseEstimator

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import CheckpointError, InputError
-from dynamictrl.mask_tracking import Sam2MaskTracker, SkeletonMaskTracker, share_on_masks
+from dynamictrl.mask_tracking import SkeletonMaskTracker, share_on_masks
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
 from dynamictrl.pose import PoseSequence
+from dynamictrl.sam_tracking import Sam2MaskTracker
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,8 @@ def test_sam2_is_prompted_on_the_clearest_frame_and_runs_both_ways(
 
     monkeypatch.setattr(tracker.model, "propagate_in_video_iterator", watched)
     masks = tracker(clip.frames, pose)
-    assert ran == [(2, False), (2, True)]
+    # What follows, if anything, mends stretches where these untrained masks lie beside the poses.
+    assert ran[:2] == [(2, False), (2, True)]
     assert masks.shape == clip.frames.shape[:3]
     assert masks.dtype == np.uint8
     assert set(np.unique(masks)) <= {0, 1, 2}
