@@ -1,5 +1,6 @@
 """The report page: its numbers, its examples, and that it stands alone and stays as it is."""
 
+import importlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from pipelines.dataset_view import open_view
 from pipelines.previews import write_preview
 from pipelines.recipes import curate_mini
 from pipelines.report import write_report
+from pipelines.report.advice import ADVICE, advice
 from pipelines.report.cases import cases, idle, spread
 from pipelines.report.funnel import equations, funnel
 from pipelines.report.histograms import histograms
@@ -214,3 +216,14 @@ def test_the_command_writes_the_page_anew_with_the_costs_on_record(made: Path, c
     # The run's own page, its costs aside, is the same.
     gone = re.compile(r'<h2 id="cost">.*?<h2 id="models">', re.DOTALL)
     assert gone.sub("", page) == gone.sub("", before.decode())
+
+
+@pytest.mark.parametrize("module", ["dynamictrl.video", "pipelines.isolation", "pipelines.downloading"])
+def test_every_code_of_a_source_that_cannot_be_read_has_its_advice(module: str):
+    codes = re.findall(r"^\| ([a-z_]+) \|", importlib.import_module(module).__doc__ or "", re.MULTILINE)
+    assert len(codes) > 4
+    assert [code for code in codes if code != "code" and code not in ADVICE] == []
+
+
+def test_a_code_that_nobody_knows_gets_a_way_out_too():
+    assert "quarantine retry --reason odd" in advice("odd")
