@@ -1,9 +1,10 @@
 """One full decoding of a strange video that misses nothing: pictures out, and what is wrong with the file.
 
 Much damage raises nothing. Three overwritten bytes of an H.264 file gave every frame, no exception and no `is_corrupt`
-flag; one line of FFmpeg's log was the trace. Half a Matroska file ends without a word. So three witnesses are heard:
-the log of this file alone, the clock (what is covered against what the headers state, gaps, times that run back), and
-the packets behind the point where the decoder gave up. Declared frame counts prove nothing and are not asked.
+flag; one line of FFmpeg's log was the trace. Half a Matroska file ends without a word. So four witnesses are heard:
+the log of this file alone, the clock (what is covered against what the headers state, gaps, times that run back),
+zeros where no encoder writes any, and the packets behind the point where the decoder gave up. Declared frame counts
+prove nothing and are not asked.
 
 What cannot be seen: damage that happens to be legal video. Of three overwritten bytes in real clips all 24 tries were
 noticed; in a small clip of noise, whose every bit pattern is some picture, four of nine.
@@ -11,50 +12,25 @@ noticed; in a small clip of noise, whose every bit pattern is some picture, four
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import av
 import av.error
-import av.logging
 import numpy as np
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from dynamictrl.video_bitstream import has_hole, nal_length_size
+from dynamictrl.video_log import DecoderLog
 from dynamictrl.video_pixels import RgbConverter
 from dynamictrl.video_stream import FrameStream, VideoSource
 
-KEPT_COMPLAINTS = 20
-"""Lines of the log that are kept of one file; a hostile one writes millions."""
-
-BENIGN = (
-    ("co located POCs unavailable", "a B-frame at the start of a recording looks for a picture before it (seen)"),
-    ("mmco: unref short failure", "a picture was to be forgotten that an edit or a late start has left out already"),
-    ("number of reference frames", "an encoder that keeps one reference more than it declared; all of them decode"),
-    ("Could not find ref with POC", "leading pictures of an HEVC recording's first key frame; they are not shown"),
-    ("non monotonically increasing dts", "decode times; it is the times of showing that are judged here"),
-)
-"""(Part of a line of the log, why it is no damage). Short, because every entry is a blind spot."""
-
-BENIGN_AT_THE_START = (
-    ("non-existing PPS", "H.264 broadcast joined in the middle of a group of pictures (seen)"),
-    ("non-existing SPS", "the same"),
-    ("no frame!", "the same (seen)"),
-    ("PPS id out of range", "the same of HEVC (seen)"),
-    ("Invalid frame dimensions 0x0", "the same of MPEG-2 (seen)"),
-)
-"""As `BENIGN`, as long as no picture has come: nothing that is shown can be hurt."""
-
-_TELLING = re.compile(
-    r"concealing \d+ DC|corrupt|truncat|partial file|ended prematurely|cannot be decoded", re.IGNORECASE
-)
-"""Lines below the rank of an error that tell of damage all the same; concealment is reported as mere information."""
+STILL = 8
+"""Levels of 256 that no pixel of a still picture may move: encoders still polish what does not change any more."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,7 @@ class Condition:
     gaps: tuple[Span, ...]
     """Where one frame stood far longer than its neighbours, longest first."""
     stills: tuple[Span, ...]
-    """Where picture after picture was the same to the last bit that shows, longest first."""
+    """Where picture after picture was the same but for an encoder's polish, longest first."""
 
     @property
     def missing(self) -> float:
@@ -121,12 +97,12 @@ class Inspection:
 
     def __init__(self, source: VideoSource, *, max_pixels: int | None = None):
         self._max_pixels = max_pixels
-        self._log = _Log()
+        self._log = DecoderLog()
         self._times: list[float] = []
         self._damaged_from = float("inf")
         self._gaps, self._stills = _Longest(self.LEAST_GAP), _Stills(self.LEAST_STILL)
         with self._log.listening(started=False):
-            self._stream = _WatchedStream(source)
+            self._stream = _WatchedStream(source, self._log)
 
     def __enter__(self) -> Inspection:
         return self
@@ -205,15 +181,19 @@ def decoder_complaints(source: VideoSource) -> list[str]:
 class _WatchedStream(FrameStream):
     """Follows every stream's packets, sound included, to know how far the file itself reaches."""
 
-    def __init__(self, source: VideoSource):
+    def __init__(self, source: VideoSource, log: DecoderLog):
         self._origin: float | None = None
+        self._log = log
         self._last_pictures = self._last = float("-inf")
         super().__init__(source, threads=1)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
+        length_size = nal_length_size(self.codec, self._stream.codec_context.extradata or b"")
         for packet in self._container.demux():
             self._follow(packet)
             if packet.stream is self._stream:
+                if length_size and has_hole(self.codec, bytes(packet), length_size):
+                    self._log.complain(self.codec, "zeros in the middle of a picture's bytes, where none can be")
                 yield cast("Packet[VideoStream]", packet)
 
     def _follow(self, packet: Packet[Stream]) -> None:
@@ -254,61 +234,6 @@ class _WatchedStream(FrameStream):
         return max(0.0, self._origin or 0.0) if "matroska" in self._container.format.name else 0.0
 
 
-class _Log:
-    """FFmpeg's log of one file: what this thread hears while it listens."""
-
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _listeners: ClassVar[int] = 0
-    _level_before: ClassVar[int | None] = None
-
-    def __init__(self):
-        self.count = 0
-        self.lines: list[str] = []
-
-    @contextmanager
-    def listening(self, *, started: bool) -> Iterator[None]:
-        """`started`: a picture has come already."""
-        self._turn_up()
-        try:
-            with av.logging.Capture() as heard:
-                try:
-                    yield
-                finally:
-                    self._keep(heard, BENIGN if started else BENIGN + BENIGN_AT_THE_START)
-        finally:
-            self._turn_down()
-
-    def _keep(self, heard: list[tuple[int, str, str]], benign: tuple[tuple[str, str], ...]) -> None:
-        for level, part, text in heard:
-            if _tells_of_damage(level, text) and not any(known in text for known, _ in benign):
-                self.count += 1
-                if len(self.lines) < KEPT_COMPLAINTS:
-                    self.lines.append(f"{part}: {text.strip()}")
-
-    @classmethod
-    def _turn_up(cls) -> None:
-        """The level is the whole process's: the first listener raises it, the last one puts it back."""
-        with cls._lock:
-            if cls._listeners == 0:
-                cls._level_before = av.logging.get_level()
-                av.logging.set_level(av.logging.INFO)
-                # Otherwise a line that the file before ended with is taken for said.
-                av.logging.set_skip_repeated(False)
-            cls._listeners += 1
-
-    @classmethod
-    def _turn_down(cls) -> None:
-        with cls._lock:
-            cls._listeners -= 1
-            if cls._listeners == 0:
-                av.logging.set_level(cls._level_before)
-                av.logging.set_skip_repeated(True)
-
-
-def _tells_of_damage(level: int, text: str) -> bool:
-    return level <= av.logging.ERROR or _TELLING.search(text) is not None
-
-
 class _Longest:
     """The longest spans of their kind; bounded, whatever a file does."""
 
@@ -337,7 +262,7 @@ class _Stills:
         self._picture: NDArray[np.uint8] | None = None
 
     def add(self, time: float, picture: NDArray[np.uint8]) -> None:
-        if self._picture is None or not np.array_equal(picture, self._picture):
+        if self._picture is None or _change(picture, self._picture) > STILL:
             self._runs.add(self._began, self._last)
             self._began, self._picture = time, picture
         self._last = time
@@ -345,3 +270,10 @@ class _Stills:
     def longest(self) -> tuple[Span, ...]:
         self._runs.add(self._began, self._last)
         return self._runs.longest()
+
+
+def _change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
+    """The largest difference of a pixel; 255 where the sizes differ."""
+    if picture.shape != other.shape:
+        return 255
+    return int((np.maximum(picture, other) - np.minimum(picture, other)).max())

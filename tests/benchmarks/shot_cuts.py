@@ -14,7 +14,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import cv2
