@@ -33,35 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from pose_agreement import FPS, HEIGHT, WIDTH, Clips, People, compare, draw_clips, people_of
 
 from dynamictrl.dwpose import PoseEstimator
 from dynamictrl.dwpose_networks import Acceleration, load_cuda_libraries, open_session
-from dynamictrl.dwpose_pictures import CROP_HEIGHT, CROP_WIDTH, JOINTS_OF_LAYOUT
-from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.pose import VISIBLE, PoseSequence
+from dynamictrl.dwpose_pictures import CROP_HEIGHT, CROP_WIDTH
 
-HEIGHT, WIDTH, FPS = 720, 1280, 12.0
-DRAWN = 12
-"""Different pictures a clip; they are gone through forwards and backwards."""
-Image = NDArray[np.uint8]
-Clips = list[list[Image]]
-People = list[list[list[tuple[NDArray[Any], NDArray[Any]]]]]
-"""By clip, frame and person: 133 joints in pixels of the frame, and their scores."""
-
-
-def draw_clips(frames: int) -> Clips:
-    """Three clips, of one, two and three persons."""
-
-    def scene(seed: int, persons: int, width: int) -> Image:
-        shot = MarionetteScene(seed, seed + 5, seed + 2, persons=persons, close_up=False)
-        return shot.render(DRAWN, HEIGHT, width, FPS, supersampling=1).frames
-
-    three = np.concatenate([scene(4, 2, 832), scene(9, 1, WIDTH - 832)], axis=2)
-    there_and_back = [*range(DRAWN), *range(DRAWN - 2, 0, -1)]
-    each = max(frames // 3, 1)
-    drawn = (scene(1, 1, WIDTH), scene(2, 2, WIDTH), three)
-    return [[clip[there_and_back[k % len(there_and_back)]] for k in range(each)] for clip in drawn]
+PASSES = 4
+"""Times that our rounds go through the clips: a stream has no end at which batches are part full."""
 
 
 class Rtmlib:
@@ -133,43 +112,6 @@ def busy_share(device: str, seconds: float, work: Callable[[], object]) -> float
     return busy.share()
 
 
-def people_of(clips: list[PoseSequence]) -> People:
-    """Ours, in the models' 133 joints and in pixels."""
-    size = np.array([WIDTH, HEIGHT])
-    return [
-        [
-            [(pose.keypoints[f, p][JOINTS_OF_LAYOUT] * size, pose.scores[f, p][JOINTS_OF_LAYOUT])
-             for p in range(pose.num_persons) if pose.scores[f, p].any()]
-            for f in range(pose.num_frames)
-        ]
-        for pose in clips
-    ]  # fmt: skip
-
-
-def compare(ones: People, others: People) -> dict[str, float]:
-    """How far joints lie apart, in pixels of the frame, of persons that both found."""
-    away, missed = [], 0
-    for one, other in ((a, b) for x, y in zip(ones, others, strict=True) for a, b in zip(x, y, strict=True)):
-        for points, _ in one:
-            near = min(other, key=lambda who, p=points: np.median(np.linalg.norm(who[0] - p, axis=-1)), default=None)
-            far = np.linalg.norm(near[0] - points, axis=-1) if near else np.array([np.inf])
-            if near is None or np.median(far) > 5:
-                missed += 1
-            else:
-                away.append(far[near[1] > VISIBLE])
-    joints = np.concatenate(away)
-    return {
-        "persons": len(away),
-        "persons_not_in_both": missed,
-        "joints": len(joints),
-        "largest_px": float(joints.max()),
-        "beyond_half_px": int((joints > 0.5).sum()),
-        "share_within_half_px": float((joints <= 0.5).mean()),
-        "share_equal": float((joints < 0.01).mean()),
-        "p99_px": float(np.quantile(joints, 0.99)),
-    }
-
-
 def per_run(folder: Path, device: str, estimator: PoseEstimator) -> dict[str, float]:
     """Milliseconds a run: the files as they are on one picture, the small networks alone, and ours on a batch."""
     mini = Path(__file__).parents[2] / "dynamictrl/mini/weights/dwpose"
@@ -199,13 +141,13 @@ def run_ms(work: Callable[[], object], most: float = 1.0) -> float:
 def sweep(folder: Path, clips: Clips, start: Acceleration, end: float) -> list[dict[str, Any]]:
     """Frames per second with other settings, until the time is up."""
     several = [
+        replace(start, at_once=3, threads=10),
+        replace(start, at_once=1),
+        replace(start, tf32=False),
+        replace(start, frames=32, crops=64),
+        replace(start, frames=8, crops=16),
         replace(start, search="EXHAUSTIVE"),
         replace(start, channels_last=True),
-        replace(start, channels_last=True, search="EXHAUSTIVE"),
-        replace(start, frames=32, crops=64),
-        replace(start, at_once=1),
-        replace(start, frames=8, crops=16),
-        replace(start, at_once=3, threads=10),
     ]
     found = []
     total = sum(map(len, clips))
@@ -345,7 +287,7 @@ def measure(options: argparse.Namespace, folder: Path, end: float) -> None:
     theirs_s, ours_s = [], []
     for _ in range(options.rounds):
         theirs_s.append(timed(lambda: rtmlib(clips)))
-        ours_s.append(statistics.median(timed(lambda: list(ours.many(clips))) for _ in range(3)))
+        ours_s.append(timed(lambda: list(ours.many(PASSES * clips))) / PASSES)
     theirs, mine = statistics.median(theirs_s), statistics.median(ours_s)
     say("rtmlib_frames_per_second", total / theirs)
     say("our_frames_per_second", total / mine)
@@ -353,7 +295,7 @@ def measure(options: argparse.Namespace, folder: Path, end: float) -> None:
     say("all_rounds_s", {"rtmlib": theirs_s, "ours": ours_s})
     say("gpu_busy_percent", {
         "rtmlib": busy_share(options.device, 3, lambda: rtmlib(clips)),
-        "ours": busy_share(options.device, 5, lambda: list(ours.many(clips))),
+        "ours": busy_share(options.device, 5, lambda: list(ours.many(10 * clips))),
     })  # fmt: skip
     runs = per_run(folder, options.device, ours)
     say("ms_a_run", runs)
@@ -364,7 +306,7 @@ def measure(options: argparse.Namespace, folder: Path, end: float) -> None:
     say("stage_from_files", through_the_stage(folder, clips, options.device))
     if options.device == "cuda":
         say("joints_without_tf32", without_tf32(folder, 36))
-        say("other_settings", sweep(folder, clips, how, end))
+        say("other_settings", sweep(folder, PASSES * clips, how, end))
 
 
 if __name__ == "__main__":
