@@ -43,7 +43,7 @@ _MIXED = np.array([1.6 if y and x else 1.0 for y, x in WAVES], np.float32)[CERTA
 """Cosines in both directions are weaker in most videos; so they weigh alike."""
 _STEP = 1 / 32
 """Movement is counted in whole steps, so that sums are exact."""
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Windows that are made into words at once."""
 
 
@@ -72,7 +72,7 @@ class _Index:
     first_N: NDArray[np.int32]
     """Where in `steps_MK` each window begins."""
     look_N: NDArray[np.int32]
-    owner_N: NDArray[np.int64]
+    owner_N: NDArray[np.int32]
     """2 i for windows of video i as it is, 2 i + 1 for those of another look of it."""
 
 
@@ -84,12 +84,13 @@ def _index(hashes: Sequence[VideoHash]) -> _Index:
         moved_LTK = movement(levels_LTK * CERTAIN)[:, :, CERTAIN] * _MIXED
         length = moved_LTK.shape[1]
         steps.append(np.rint(np.clip(moved_LTK / _STEP, -127, 127)).astype(np.int8).reshape(-1, moved_LTK.shape[2]))
+        moving_LN = _moving(moved_LTK)
         for place in range(len(levels_LTK)):
-            begins = _moving(moved_LTK[place])[:: 2 if place else 1]
+            begins = np.flatnonzero(moving_LN[place]).astype(np.int32)[:: 2 if place else 1]
             first.append(begins + np.int32(total + place * length))
             look.append((shown + begins // PICTURE_SAMPLES).astype(np.int32))
             shown += -(-levels_LTK.shape[1] // PICTURE_SAMPLES)
-            owner.append(np.full(len(begins), 2 * number + bool(place), np.int64))
+            owner.append(np.full(len(begins), 2 * number + bool(place), np.int32))
         pictures.append(_mean_pictures(levels_LTK[:, :, CERTAIN][:, :, 1:]))
         total += len(steps[-1])
     nothing = np.empty(0, np.int32)
@@ -98,7 +99,7 @@ def _index(hashes: Sequence[VideoHash]) -> _Index:
         np.concatenate([np.empty((0, int(CERTAIN.sum()) - 1), np.float32), *pictures]),
         np.concatenate([nothing, *first]),
         np.concatenate([nothing, *look]),
-        np.concatenate([nothing, *owner]).astype(np.int64),
+        np.concatenate([nothing, *owner]),
     )
 
 
@@ -109,15 +110,17 @@ def _mean_pictures(levels_LTK: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack(means, axis=1).reshape(-1, levels_LTK.shape[2])
 
 
-def _moving(moved_TK: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Where windows begin in which something moves: all stillness is alike."""
-    strength_T = np.concatenate([[0.0], np.cumsum((moved_TK**2).sum(axis=1), dtype=np.float64)])
+def _moving(moved_LTK: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[looks, windows]: whether something moves in a window; all stillness is alike."""
+    strength_LT = np.cumsum((moved_LTK**2).sum(axis=2), axis=1, dtype=np.float64)
+    strength_LT = np.concatenate([np.zeros((len(moved_LTK), 1)), strength_LT], axis=1)
     span = TAPS[-1] + 1
-    return np.flatnonzero(strength_T[span:] - strength_T[:-span] >= STILLEST * span).astype(np.int32)
+    return strength_LT[:, span:] - strength_LT[:, :-span] >= STILLEST * span
 
 
 def _looks(video: VideoHash) -> list[NDArray[np.float32]]:
-    return [video.levels, video.levels * MIRROR, *(cropped(video.levels, *cut) for cut in CUTS)]
+    levels_TK = video.levels
+    return [levels_TK, levels_TK * MIRROR, *(cropped(levels_TK, *cut) for cut in CUTS)]
 
 
 def _words(index: _Index, band: int) -> NDArray[np.int64]:
@@ -135,7 +138,8 @@ def _words(index: _Index, band: int) -> NDArray[np.int64]:
 
 def _packed(heights_NB: NDArray[np.float32]) -> NDArray[np.int64]:
     """The signs of each row as one number."""
-    return (heights_NB >= 0) @ (1 << np.arange(heights_NB.shape[1], dtype=np.int64))
+    # At most 26 bits: exact in double precision, whose products are the fast ones.
+    return ((heights_NB >= 0) @ (2.0 ** np.arange(heights_NB.shape[1]))).astype(np.int64)
 
 
 @cache
@@ -147,22 +151,28 @@ def _planes(space: str, band: int, rows: int, columns: int) -> NDArray[np.float3
     return (bits.reshape(rows, columns) * 2.0 - 1).astype(np.float32)
 
 
-def _sharing(words_N: NDArray[np.int64], owner_N: NDArray[np.int64], count: int, first: int) -> NDArray[np.int64]:
+def _sharing(words_N: NDArray[np.int64], owner_N: NDArray[np.int32], count: int, first: int) -> NDArray[np.int64]:
     """Pairs of videos that share a word, each as one number. One of the two is seen as it is."""
     if first:
         asked = np.isin(words_N, np.unique(words_N[owner_N < 2 * first]))
         words_N, owner_N = words_N[asked], owner_N[asked]
-    order = np.lexsort((owner_N, words_N))
-    word_M, owner_M = words_N[order], owner_N[order]
-    once = np.append(True, (word_M[1:] != word_M[:-1]) | (owner_M[1:] != owner_M[:-1]))[: len(word_M)]
-    word_M, owner_M = word_M[once], owner_M[once]
+    # Word and owner in one number: sorting it puts the owners of each word in order.
+    room = int(2 * count).bit_length()
+    entries = _distinct((words_N << room) | owner_N)
+    word_M, owner_M = entries >> room, entries & ((1 << room) - 1)
     found = [np.empty(0, np.int64)]
     for distance in range(1, (ASKED_NEIGHBOURS if first else NEIGHBOURS) + 1):
         same = word_M[distance:] == word_M[:-distance]
-        # Owners of one word are in order, so `a` is the earlier video.
+        # So `a` is the earlier video.
         a, b = owner_M[:-distance][same], owner_M[distance:][same]
         useful = (a // 2 != b // 2) & ((a % 2 == 0) | (b % 2 == 0))
         if first:
             useful &= (a < 2 * first) & (b >= 2 * first)
         found.append((a[useful] // 2) * count + b[useful] // 2)
-    return np.unique(np.concatenate(found))
+    return _distinct(np.concatenate(found))
+
+
+def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In order and each once, in place: `np.unique` goes through a hash table, ten times slower on so many."""
+    values.sort()
+    return values[np.append(True, values[1:] != values[:-1])[: len(values)]]
