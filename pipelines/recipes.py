@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 
 from dynamictrl.errors import ConfigError
 from pipelines.pipeline import Pipeline
+from pipelines.stages.blur_faces import BlurFaces
 from pipelines.stages.caption import Caption
 from pipelines.stages.cut_clips import CutClips
+from pipelines.stages.drop_duplicates import DropDuplicates
+from pipelines.stages.drop_leaks import DropLeaks
 from pipelines.stages.encode_latents import EncodeLatents
 from pipelines.stages.estimate_pose import EstimatePose
 from pipelines.stages.fetch import Fetch
 from pipelines.stages.find_samples import FindSamples
 from pipelines.stages.find_videos import FindVideos
+from pipelines.stages.fingerprint import Fingerprint
+from pipelines.stages.keep_beautiful import KeepBeautiful
 from pipelines.stages.keep_duration import KeepDuration
 from pipelines.stages.keep_exposed import KeepExposed
 from pipelines.stages.keep_framed import KeepFramed
 from pipelines.stages.keep_live import KeepLive
 from pipelines.stages.keep_person import KeepPerson
+from pipelines.stages.keep_safe import KeepSafe
 from pipelines.stages.keep_sharp import KeepSharp
 from pipelines.stages.keep_size import KeepSize
 from pipelines.stages.keep_steady import KeepSteady
@@ -32,6 +38,7 @@ from pipelines.stages.measure_motion import MeasureMotion
 from pipelines.stages.measure_picture import MeasurePicture
 from pipelines.stages.probe import Probe
 from pipelines.stages.read_samples import ReadSamples
+from pipelines.stages.require_licence import RequireLicence
 from pipelines.stages.split_shots import SplitShots
 from pipelines.stages.track_masks import SKELETON_SEEDED, TrackMasks
 from pipelines.stages.write_shards import WriteShards
@@ -42,6 +49,7 @@ class Curation(Pipeline):
     """Raw videos to shards. The order of the fields is the order of the work."""
 
     find: FindVideos = field(default_factory=FindVideos)
+    licence: RequireLicence = field(default_factory=RequireLicence)
     fetch: Fetch = field(default_factory=Fetch)
     probe: Probe = field(default_factory=Probe)
     size: KeepSize = field(default_factory=KeepSize)
@@ -54,6 +62,11 @@ class Curation(Pipeline):
     sharpness: KeepSharp = field(default_factory=KeepSharp)
     framing: KeepFramed = field(default_factory=KeepFramed)
     lettering: KeepUnlettered = field(default_factory=KeepUnlettered)
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    leaks: DropLeaks = field(default_factory=DropLeaks)
+    duplicates: DropDuplicates = field(default_factory=DropDuplicates)
+    beauty: KeepBeautiful = field(default_factory=KeepBeautiful)
+    safety: KeepSafe = field(default_factory=KeepSafe)
     pose: EstimatePose = field(default_factory=EstimatePose)
     person: KeepPerson = field(default_factory=KeepPerson)
     whole: KeepWhole = field(default_factory=KeepWhole)
@@ -63,6 +76,7 @@ class Curation(Pipeline):
     motion: MeasureMotion = field(default_factory=MeasureMotion)
     steady: KeepSteady = field(default_factory=KeepSteady)
     marks: KeepUnmarked = field(default_factory=KeepUnmarked)
+    faces: BlurFaces = field(default_factory=BlurFaces)
     masks: TrackMasks = field(default_factory=TrackMasks)
     caption: Caption = field(default_factory=Caption)
     shards: WriteShards = field(default_factory=WriteShards)

@@ -14,6 +14,7 @@ from pipelines.isolation import Child
 from pipelines.ledger import Ledger, Record, Result
 from pipelines.operators import StageGroup, set_up
 from pipelines.stage import Stage, Work, apply
+from pipelines.stages.fetch import Fetch
 
 SOURCE, PLAN = "source", "plan"
 """What a source's results are recorded under: all its stages, or those before the first that cuts."""
@@ -39,6 +40,11 @@ class SourceOperator(StageGroup):
         """How many stages come before the first that cuts; all where none does."""
         return next((i for i, stage in enumerate(self.stages) if stage.cuts), len(self.stages))
 
+    @property
+    def _fetched(self) -> int:
+        """How many stages it takes to have the bytes here."""
+        return next((i + 1 for i, stage in enumerate(self.stages) if isinstance(stage, Fetch)), 1)
+
     @cached_property
     def _child(self) -> Child:
         return Child(self._used, self.time_limit, self.memory_limit)
@@ -49,11 +55,17 @@ class SourceOperator(StageGroup):
 
     @cached_property
     def result_keys(self) -> dict[str, str]:
-        """By what it is recorded under."""
+        """By what it is recorded under; of a source whose rights no stage reads."""
         return {
             PLAN: keys.chain_key(self.stage_keys[: self._before_cut]),
             SOURCE: keys.chain_key(self.stage_keys),
         }
+
+    def _key(self, name: str, unit: Clip) -> str:
+        if not any("rights" in (type(stage).reads or ()) for stage in self.stages):
+            return self.result_keys[name]
+        said = [unit.licence, unit.consent, sorted(unit.rights.items())]
+        return keys.digest_of([self.result_keys[name], said])
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -71,7 +83,7 @@ class SourceOperator(StageGroup):
     def recall(self, unit: Clip, record: Record | None = None) -> list[Clip] | None:
         """What was decided about a source, whether or not its clips' files are still there."""
         name = PLAN if self.plan_only else SOURCE
-        known = (record or self.ledger.load(unit.fingerprint)).find(name, self.result_keys[name])
+        known = (record or self.ledger.load(unit.fingerprint)).find(name, self._key(name, unit))
         return None if known is None else self._rows(known, unit)
 
     def run_many(self, units: Sequence[Clip]) -> list[Clip]:
@@ -88,9 +100,10 @@ class SourceOperator(StageGroup):
         self.meter.add(work)
         if storage.is_remote(unit.source):
             shutil.rmtree(storage.downloads(unit), ignore_errors=True)
-        if work.planned is not None and not any(c.quarantined for c in work.clips):
-            record.put(self._result(PLAN, work.planned, Work([])))
-        record.put(self._result(PLAN if self.plan_only else SOURCE, work.clips, work))
+        whole = work.planned is not None and not any(c.quarantined for c in work.clips)
+        if whole and record.find(PLAN, self._key(PLAN, unit)) is None:
+            record.put(self._result(PLAN, unit, work.planned or [], Work([])))
+        record.put(self._result(PLAN if self.plan_only else SOURCE, unit, work.clips, work))
         self.ledger.save(unit.fingerprint, record)
         return self._rows(record.results[PLAN if self.plan_only else SOURCE], unit)
 
@@ -105,14 +118,14 @@ class SourceOperator(StageGroup):
 
     def _work(self, unit: Clip, record: Record) -> Work:
         """The stages that are still to be done; from the plan on, where there is one and the bytes are here."""
-        planned = record.find(PLAN, self.result_keys[PLAN])
+        planned = record.find(PLAN, self._key(PLAN, unit))
         if planned is None or self.plan_only or self._before_cut == len(self.stages):
             return self._apply([unit], 0)
         rows = self._rows(planned, unit)
         if all(row.rejected for row in rows):
             return Work(rows)
         if storage.is_remote(unit.source):
-            fetched = apply(self.stages[:1], [unit])
+            fetched = apply(self.stages[: self._fetched], [unit])
             if fetched.clips[0].rejected:
                 return fetched
         return self._apply(rows, self._before_cut)
@@ -120,9 +133,9 @@ class SourceOperator(StageGroup):
     def _apply(self, rows: Sequence[Clip], first: int) -> Work:
         return self._child.apply(rows, first) if self.time_limit else apply(self._used[first:], rows)
 
-    def _result(self, name: str, rows: Sequence[Clip], work: Work) -> Result:
+    def _result(self, name: str, unit: Clip, rows: Sequence[Clip], work: Work) -> Result:
         costs = {stage: [c.units, round(c.seconds, 4), round(c.cpu_seconds, 4)] for stage, c in work.costs.items()}
-        return Result(name, self.result_keys[name], rows=tuple(clip_states.stored(row) for row in rows), costs=costs)
+        return Result(name, self._key(name, unit), rows=tuple(clip_states.stored(row) for row in rows), costs=costs)
 
     def _rows(self, result: Result, unit: Clip) -> list[Clip]:
         """The rows on record, with what the list of sources says of them now."""

@@ -40,7 +40,8 @@ class Stage:
     """Raised when the same settings give another result: what was cached is then done again."""
     reads: ClassVar[tuple[str, ...] | None] = None
     """What a clip's result depends on: member files ("mp4", "pose.npz", "mask.npz"), "caption", "scores".
-    None = all that was decided before, files too. A change of what is not read redoes nothing here."""
+    None = all that was decided before, files too. A change of what is not read redoes nothing here. A source stage
+    that judges licence or consent reads "rights"."""
     cuts: ClassVar[bool] = False
     """A source stage that writes clips: what comes before it is the plan, which the command `plan` makes alone."""
 

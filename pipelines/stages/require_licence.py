@@ -21,6 +21,7 @@ class RequireLicence(Stage):
     """
 
     per: ClassVar[Per] = "source"
+    reads: ClassVar[tuple[str, ...] | None] = ("rights",)
 
     require: bool = False
     """Refuse sources of which no list states a licence."""
