@@ -211,4 +211,4 @@ class TransNet:
 def _chances(answer_F: NDArray[np.float32]) -> NDArray[np.float32]:
     # A probability is never negative; a logit is, wherever nothing happens.
     logits = answer_F.min() < 0 or answer_F.max() > 1
-    return np.asarray(1 / (1 + np.exp(-answer_F)) if logits else answer_F, np.float32)
+    return np.asarray(1 / (1 + np.exp(-answer_F.clip(-60, 60))) if logits else answer_F, np.float32)

@@ -1,13 +1,15 @@
 """The stages that see a whole source: fetch, probe, size, shots, duration, cut."""
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.video import probe, read_video
+from dynamictrl.video import probe, read_video, write_video
 from pipelines.clip import Clip
 from pipelines.stage import run_local
 from pipelines.stages.cut_clips import CutClips
@@ -15,6 +17,7 @@ from pipelines.stages.fetch import Fetch
 from pipelines.stages.keep_size import KeepSize
 from pipelines.stages.probe import Probe
 from pipelines.stages.split_shots import SplitShots
+from tests.unit.dynamictrl.test_shots import tiny_network
 
 Make = Callable[..., Path]
 
@@ -106,3 +109,42 @@ def test_settings_out_of_range_are_refused_at_construction():
         CutClips(fps=0)
     with pytest.raises(ConfigError, match="threshold 0.5"):
         SplitShots(threshold=0.5)
+
+
+def test_with_salvage_the_shots_before_the_damage_are_kept(make_video: Make, tmp_path: Path):
+    path = make_video("a.mp4", (1, 36), (2, 36), (3, 36))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 4 // 5])
+    clip = source(path, tmp_path)
+    (refused,) = run_local([SplitShots()], [clip])
+    assert (refused.quarantined, refused.rejected) == (True, "truncated")
+    kept, damaged = sorted(run_local([SplitShots(salvage=True)], [clip]), key=lambda c: c.start)[:2]
+    assert (kept.start, kept.end, kept.rejected) == (0, 3, "")
+    shots = run_local([SplitShots(salvage=True)], [clip])
+    assert [s.rejected for s in shots if s.rejected] == ["truncated"]
+    assert not any(s.quarantined for s in shots)
+    assert damaged.start >= 3
+
+
+def test_scores_say_what_was_seen(make_video: Make, tmp_path: Path):
+    (shot,) = run_local([SplitShots()], [source(make_video("a.mp4", (1, 24)), tmp_path)])
+    assert shot.scores["damage_lines"] == shot.scores["seconds_missing"] == shot.scores["mended_times"] == 0
+
+
+def test_a_network_file_and_its_detector_are_named_together():
+    with pytest.raises(ConfigError, match="needs its ONNX file"):
+        SplitShots(detector="transnetv2")
+    with pytest.raises(ConfigError, match="adaptive none"):
+        SplitShots(network="transnetv2.onnx")
+
+
+def test_shots_are_split_by_a_network_where_one_is_named(make_video: Make, tmp_path: Path):
+    network = tiny_network(tmp_path / "transnetv2.onnx", [1, 100, 27, 48, 3])
+    stage = SplitShots(detector="transnetv2", network=str(network))
+    assert stage.weights == (str(network),)
+    white = np.full((1, 96, 128, 3), 255, np.uint8)
+    path = tmp_path / "flash.mp4"
+    dark = np.zeros((30, 96, 128, 3), np.uint8)
+    write_video(path, np.concatenate([dark, white, dark]), 12)
+    shots = run_local([pickle.loads(pickle.dumps(stage))], [source(path, tmp_path)])
+    assert [(s.start, s.end) for s in shots if not s.rejected] == [(0, 2.583), (2.583, 5.083)]
