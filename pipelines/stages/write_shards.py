@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamictrl.errors import ConfigError, DatasetError
-from dynamictrl.shards import SCHEMA_VERSION
 from pipelines import storage
 from pipelines.clip import Clip
 from pipelines.stage import Stage
@@ -72,6 +71,8 @@ def _misfit(clip: Clip) -> str:
 
 def _info(clip: Clip) -> dict[str, Any]:
     """The content of `KEY.json` (contract section 2)."""
+    from dynamictrl.shards import SCHEMA_VERSION
+
     return {
         "schema_version": SCHEMA_VERSION,
         "key": clip.key,
