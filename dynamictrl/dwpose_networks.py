@@ -236,7 +236,7 @@ class Batched:
 
         def opened(free: bool) -> onnxruntime.InferenceSession:
             graph = OnnxGraph.parse(path.read_bytes())
-            if free:
+            if free and graph.batch() is not None:
                 graph.free_batch()
             change(graph)
             return open_session(path, provider, num_threads, model=graph.to_bytes(), options=options)
