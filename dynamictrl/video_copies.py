@@ -34,11 +34,12 @@ NEIGHBOURS = 6
 still joined to all others, through those between them."""
 ASKED_NEIGHBOURS = 500
 """The same where few are looked up: those are to be found however many clips were made of them."""
+CENTRE = ((0.05, 0.05), (0.05, 0.05))
 CUTS = (
     ((0.0, 0.1), (0.0, 0.1)), ((0.0, 0.1), (0.1, 0.0)), ((0.1, 0.0), (0.0, 0.1)), ((0.1, 0.0), (0.1, 0.0)),
-    ((0.05, 0.05), (0.05, 0.05)), ((0.1, 0.1), (0.1, 0.1)),
+    CENTRE, ((0.1, 0.1), (0.1, 0.1)),
 )  # fmt: skip
-"""Shares of the height and of the width that a video is looked up without."""
+"""Shares of the height and of the width that a video is looked up without; mirrored, without CENTRE."""
 _MIXED = np.array([1.6 if y and x else 1.0 for y, x in WAVES], np.float32)[CERTAIN]
 """Cosines in both directions are weaker in most videos; so they weigh alike."""
 _STEP = 1 / 32
@@ -120,7 +121,8 @@ def _moving(moved_LTK: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def _looks(video: VideoHash) -> list[NDArray[np.float32]]:
     levels_TK = video.levels
-    return [levels_TK, levels_TK * MIRROR, *(cropped(levels_TK, *cut) for cut in CUTS)]
+    mirrored_TK = levels_TK * MIRROR
+    return [levels_TK, mirrored_TK, cropped(mirrored_TK, *CENTRE), *(cropped(levels_TK, *cut) for cut in CUTS)]
 
 
 def _words(index: _Index, band: int) -> NDArray[np.int64]:

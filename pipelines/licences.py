@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipelines.clip import Clip
 
-CONFLICT = "rights_conflict"
-"""Reason code of a source of which a list says two things."""
+CONFLICT = "conflict"
+"""In `Clip.rights`: what lists say two things about."""
 YES = {"yes", "y", "true", "1", "given", "granted", "obtained", "written", "signed", "explicit"}
 """What a list may write for consent that was given."""
 _CC_URL = re.compile(r"creativecommons\.org/(?:licenses/([a-z-]+)|publicdomain/(zero|mark))/(\d(?:\.\d)?)")
@@ -68,18 +69,16 @@ def consents(consent: str) -> bool:
 def agreed(sources: Iterable[Clip]) -> list[Clip]:
     """One row for each source, in the order they came first; a source named twice has what either row states.
 
-    Where two rows state different licences, consents or legal bases the source is refused with CONFLICT: which of them
-    holds is not ours to guess.
+    Where two rows state different licences, consents or legal bases, `rights` says so under "conflict", for
+    `RequireLicence` to refuse: which of them holds is not ours to guess.
     """
     groups: dict[str, list[Clip]] = {}
     for source in sources:
-        groups.setdefault(source.fingerprint, []).append(source)
+        groups.setdefault(source.source, []).append(source)
     return [rows[0] if len(rows) == 1 else _merged(rows) for rows in groups.values()]
 
 
 def _merged(rows: Sequence[Clip]) -> Clip:
-    if refusals := [row for row in rows if row.rejected]:
-        return refusals[0]
     stated = {
         "licence": {spdx(row.licence): row.licence for row in _ordered(rows) if row.licence},
         "consent": {row.consent.strip().lower(): row.consent for row in _ordered(rows) if row.consent},
@@ -94,11 +93,14 @@ def _merged(rows: Sequence[Clip]) -> Clip:
         consent=next(iter(stated["consent"].values()), ""),
         rights=rights,
     )
-    for name, values in stated.items():
-        if len(values) > 1:
-            said = " and ".join(repr(value) for value in sorted(values.values()))
-            return refused(one, CONFLICT, f"the lists state the {name} {said} for one source; keep the one that holds")
-    return one
+    said = [f"the {n} {' and '.join(map(repr, sorted(v.values())))}" for n, v in stated.items() if len(v) > 1]
+    return one if not said else _in_conflict(one, f"the lists state {', '.join(said)} for one source")
+
+
+def _in_conflict(source: Clip, problem: str) -> Clip:
+    # Once the lists agree it is another unit of work: what was refused before is not found again.
+    fingerprint = hashlib.sha256(f"{source.fingerprint}\n{problem}".encode()).hexdigest()[:32]
+    return replace(source, fingerprint=fingerprint, rights={**source.rights, CONFLICT: problem})
 
 
 def _ordered(rows: Sequence[Clip]) -> list[Clip]:

@@ -71,15 +71,17 @@ class DropLeaks(Stage):
         decided = {id(c): _leak(c, by_sha256[c.source_sha256], 1.0) for c in left if c.source_sha256 in by_sha256}
         hashed = sorted((c for c in left if id(c) not in decided and c.video_hash), key=lambda c: (c.key, c.source))
         known = [video for video in held_out if video.video_hash]
-        copies = find_known(
-            [VideoHash.from_text(video.video_hash) for video in known],
-            [VideoHash.from_text(clip.video_hash) for clip in hashed],
-            similarity=self.similarity,
-            overlap=self.overlap,
-        )
-        for copy in copies:
-            clip = hashed[copy.video]
-            decided[id(clip)] = _leak(clip, known[copy.keeper].name, copy.likeness.similarity)
+        names = [video.name for video in known]
+        hashes = [VideoHash.from_text(video.video_hash) for video in known]
+        # A copy of what leaks leaks, though it be too far from the held-out video itself.
+        while hashes and hashed:
+            looked_through = [VideoHash.from_text(clip.video_hash) for clip in hashed]
+            copies = find_known(hashes, looked_through, similarity=self.similarity, overlap=self.overlap)
+            found = [(hashed[c.video], names[c.keeper], c.likeness.similarity) for c in copies]
+            decided |= {id(clip): _leak(clip, name, similarity) for clip, name, similarity in found}
+            hashed = [clip for clip in hashed if id(clip) not in decided]
+            names = [name for _, name, _ in found]
+            hashes = [looked_through[c.video] for c in copies]
         return [decided.get(id(clip), clip) for clip in clips]
 
 

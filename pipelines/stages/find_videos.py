@@ -35,7 +35,7 @@ class FindVideos(Stage):
 
     What is no video is found all the same: the probe then says why, and the quarantine lists it. Of a list, the columns
     licence (or license), consent, basis, attribution and origin travel with each source. A source that two rows name is
-    taken once; where they state different rights it is refused: `rights_conflict`.
+    taken once; where they state different rights, `RequireLicence` refuses it.
     """
 
     per: ClassVar[Literal["source", "clip"]] = "source"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipelines.clip import Clip
-from pipelines.licences import consents, covers, refused, spdx
+from pipelines.licences import CONFLICT, consents, covers, refused, spdx
 from pipelines.stage import Per, Stage
 
 
@@ -15,9 +15,10 @@ from pipelines.stage import Per, Stage
 class RequireLicence(Stage):
     """Lets pass what has a licence, one of those allowed, and the consent of those shown, as far as that is asked for.
 
-    Stands before `Fetch`; at rest unless something is asked for. What the lists state is taken as they state it.
+    Stands before `Fetch`. What the lists state is taken as they state it; a source of which two rows state different
+    rights is refused, whatever is asked for.
 
-    Codes: `no_licence`, `licence_not_allowed`, `no_consent`.
+    Codes: `rights_conflict`, `no_licence`, `licence_not_allowed`, `no_consent`.
     """
 
     per: ClassVar[Per] = "source"
@@ -31,12 +32,10 @@ class RequireLicence(Stage):
     require_consent: bool = False
     """Refuse sources of which no list states that those shown agreed (yes, true, given, signed, ...)."""
 
-    @property
-    def active(self) -> bool:
-        return self.require or bool(self.allowed) or self.require_consent
-
     def process(self, clip: Clip) -> Iterable[Clip]:
-        if (self.require or self.allowed) and not clip.licence.strip():
+        if CONFLICT in clip.rights:
+            yield refused(clip, "rights_conflict", f"{clip.rights[CONFLICT]}; keep the row that holds")
+        elif (self.require or self.allowed) and not clip.licence.strip():
             yield refused(clip, "no_licence", "no list states a licence for it")
         elif self.allowed and not covers(self.allowed, clip.licence):
             yield refused(
