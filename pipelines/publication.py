@@ -23,7 +23,7 @@ from typing import Any
 
 from dynamictrl.errors import DatasetError
 from dynamictrl.shards import BLOCK, LATENTS, MEMBERS, SHARD_NAME, iter_members, sample_bytes
-from pipelines import dataset_files, lease, tombstones
+from pipelines import dataset_files, lease, purge, tombstones
 from pipelines.clip import Clip
 from pipelines.publication_state import State, read_state
 from pipelines.published import Place, read_description
@@ -199,7 +199,11 @@ class Publication:
         rows = [r for r in rows if not tombstones.covers(removed, r["source"], r["source_sha256"])]
         lines = [q for q in lines if not tombstones.covers(removed, q["uri"], q["sha256"])]
         _check_committed(rows, places)
-        return self.publish(description, rows, lines, extras)
+        outcome = self.publish(description, rows, lines, extras)
+        if removed:
+            # A source taken down may have come again, under another name: what the run kept about it goes, too.
+            purge.purge(self.store, self.work, removed)
+        return outcome
 
     def publish(
         self,
