@@ -1,16 +1,20 @@
-"""Encodes a window of each clip once, so that training need not do it at every step."""
+"""Encodes a window of each clip once, so that training need not do it at every step.
+
+Refuses nothing of its own; a clip whose members cannot be read is refused with the code of `dynamictrl.errors`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.shards import LATENTS, MEMBERS
+from dynamictrl.shards import LATENTS
 from pipelines import storage
 from pipelines.clip import Clip
 from pipelines.stage import Stage, check_weights, resource
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
     from dynamictrl.encodings import EncodedBy, Encodings
     from dynamictrl.windows import WindowPixels
 
-
+AHEAD = 2
+"""Windows that are decoded and drawn while one is encoded."""
 FILES = ("vae/*.safetensors", "text_encoder/*.safetensors", "tokenizer/*", "transformer/config.json")
 
 
@@ -32,8 +37,11 @@ class EncodeLatents(Stage):
     """Adds `KEY.latents.safetensors`: the posteriors of a clip's first window, its poses and its reference, and the
     caption's embedding. Clips shorter than the window are kept without it; training then leaves them out, too."""
 
+    reads: ClassVar[tuple[str, ...] | None] = ("mp4", "blurred.mp4", "pose.npz", "mask.npz", "caption")
+    seconds_per_frame: ClassVar[float] = 0.02
+
     model: str = "THUDM/CogVideoX-5b-I2V"
-    """Hub id or local diffusers folder whose `vae`, `text_encoder` and `tokenizer` encode."""
+    """Hub id or local diffusers folder whose `vae`, `text_encoder` and `tokenizer` encode; empty = nothing is."""
     height: int = 1360
     """Pixels."""
     width: int = 768
@@ -56,6 +64,14 @@ class EncodeLatents(Stage):
             raise ConfigError(
                 f"the size {self.width}x{self.height} cannot be encoded; both must be multiples of 16", param="height"
             )
+
+    @property
+    def active(self) -> bool:
+        return bool(self.model)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.model,)
 
     @property
     def num_gpus(self) -> float:
@@ -109,21 +125,49 @@ class EncodeLatents(Stage):
         )
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.encodings import to_bytes
+        return self.process_many([clip])
+
+    def process_many(self, clips: Sequence[Clip]) -> Iterable[Clip]:
+        """Windows are decoded ahead in threads; captions are embedded together."""
+        from dynamictrl.read_ahead import ahead
+        from dynamictrl.windows import frames_needed
+
+        long_enough = [clip for clip in clips if frames_needed(self.num_frames, self.fps, clip.fps) <= clip.frames]
+        prompts = iter(self._prompts([clip.caption for clip in long_enough]).cpu() if long_enough else ())
+        with ThreadPoolExecutor(AHEAD) as readers:
+            windows = ahead(long_enough, lambda clip: readers.submit(self._window, clip), AHEAD)
+            encoded = {
+                clip.key: self._written(clip, pixels, prompt)
+                for clip, pixels, prompt in zip(long_enough, windows, prompts, strict=True)
+            }
+        for clip in clips:
+            yield encoded.get(clip.key) or clip.with_scores(encoded=0)
+
+    def _window(self, clip: Clip) -> WindowPixels:
+        """The clip's first window as it will be published: with faces blurred where they are."""
         from dynamictrl.shards import Sample
-        from dynamictrl.windows import frames_needed, read_window
+        from dynamictrl.windows import read_window
+
+        picture = "blurred.mp4" if "blurred.mp4" in clip.files else "mp4"
+        members = {
+            "mp4": clip.file(picture).read_bytes(),
+            "pose.npz": clip.file("pose.npz").read_bytes(),
+            "mask.npz": clip.file("mask.npz").read_bytes(),
+            # Inside `curate` these two are written later.
+            "txt": clip.caption.encode(),
+            "json": json.dumps({"fps": clip.fps, "frames": clip.frames}).encode(),
+        }
+        return read_window(Sample(clip.key, members), self._encoded_by.window, self.masked_reference)
+
+    def _written(self, clip: Clip, pixels: WindowPixels, prompt: Tensor) -> Clip:
+        from dynamictrl.encodings import to_bytes
 
         by = self._encoded_by
-        if frames_needed(self.num_frames, self.fps, clip.fps) > clip.frames:
-            yield clip.with_scores(encoded=0)
-            return
-        sample = Sample(clip.key, {extension: clip.file(extension).read_bytes() for extension in MEMBERS})
-        encodings = self._encode(read_window(sample, by.window, self.masked_reference))
-        storage.write_bytes(clip.file(LATENTS), to_bytes(encodings, by))
+        storage.write_bytes(clip.file(LATENTS), to_bytes(self._encode(pixels, prompt), by))
         models = {"vae sha256": by.vae_sha256, "text_encoder sha256": by.text_encoder_sha256}
-        yield clip.with_file(LATENTS).with_scores(encoded=1).with_models(encoder=self.model, **models)
+        return clip.with_file(LATENTS).with_scores(encoded=1).with_models(encoder=self.model, **models)
 
-    def _encode(self, pixels: WindowPixels) -> Encodings:
+    def _encode(self, pixels: WindowPixels, prompt: Tensor) -> Encodings:
         import torch
 
         from dynamictrl.conditioning import to_pixels
@@ -137,5 +181,5 @@ class EncodeLatents(Stage):
             pose=moments(pixels.pose),
             reference=moments(pixels.reference[None]),
             reference_pixels=torch.tensor(pixels.reference).permute(2, 0, 1).contiguous(),
-            prompt=self._prompts([pixels.caption])[0].cpu(),
+            prompt=prompt.clone(),
         )

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -45,7 +45,7 @@ class TrackMasks(Stage):
     """Hub id or local folder of a SAM 2 video model (or EdgeTAM); `skeleton-seeded` needs no weights and is rougher."""
     window: int = 120
     """Frames tracked at once: memory grows with it and not with the clip."""
-    state_device: Literal["", "cpu", "cuda"] = ""
+    state_device: Literal["", "cpu", "cuda"] = field(default="", metadata={"resource": True})
     """Where the tracker remembers earlier frames; empty = where the model runs, cpu saves GPU memory."""
     least_on_pose: float = 0.5
     """Share of visible body points that must lie on their own person's mask, for every person; 0 = any."""
