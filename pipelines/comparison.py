@@ -13,6 +13,9 @@ from pipelines.text_table import length, table
 Row = Mapping[str, Any]
 SHOWN = 10
 """Clips that are listed per kind of change."""
+READ, ABSENT = "read", "not there"
+CALM = {READ, ABSENT}
+"""Outcomes of a source that are no quarantine; clips tell the difference between them."""
 SAME = 1e-6
 """Scores that differ by less are equal: rows hold six digits."""
 
@@ -146,12 +149,17 @@ def _packages(a: DatasetView, b: DatasetView) -> dict[str, list[str]]:
 
 
 def _quarantine(a: DatasetView, b: DatasetView) -> list[dict[str, str]]:
-    old, new = ({line["uri"]: line["reason"] for line in view.quarantine} for view in (a, b))
+    """Sources put aside in one of them: the reason code, "read" or "not there"."""
+    old, new = _outcomes(a), _outcomes(b)
     return [
-        {"uri": uri, "a": old.get(uri, ""), "b": new.get(uri, "")}
-        for uri in sorted(old | new)
-        if old.get(uri) != new.get(uri)
+        {"uri": uri, "a": old.get(uri, ABSENT), "b": new.get(uri, ABSENT)}
+        for uri in sorted(old.keys() | new.keys())
+        if old.get(uri, ABSENT) != new.get(uri, ABSENT) and not {old.get(uri, ABSENT), new.get(uri, ABSENT)} <= CALM
     ]
+
+
+def _outcomes(view: DatasetView) -> dict[str, str]:
+    return {row["source"]: READ for row in view.rows} | {line["uri"]: line["reason"] for line in view.quarantine}
 
 
 def _seconds(row: Row) -> float:
@@ -168,20 +176,14 @@ def text(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _only_lines(found[f"only_{name}"], found[name]["root"])
     yield from _listed(
         "sources whose quarantine differs",
-        [[q["uri"], q["a"] or "read", q["b"] or "read"] for q in found["quarantine"]],
+        [[q["uri"], q["a"], q["b"]] for q in found["quarantine"]],
         ("source", "in A", "in B"),
     )
     verdicts = [[v["key"], v["a"], v["b"], v["why"]] for v in found["verdicts"]]
     yield from _listed("clips decided otherwise", verdicts, ("key", "in A", "in B", "why"))
     captions = [[c["key"], c["a"], c["b"]] for c in found["captions"]]
     yield from _listed("captions that differ", captions, ("key", "in A", "in B"))
-    if found["scores"]:
-        yield "scores that differ"
-        rows = [
-            [s["score"], f"{s['changed']:,}", f"{s['mean_change']:.4g}", f"{s['in_one_only']:,}", s["largest"]]
-            for s in found["scores"]
-        ]
-        yield from table(("score", "clips", "mean change", "in one only", "largest in"), rows)
+    yield from _score_lines(found["scores"])
     rights = [[r["key"], " / ".join(r["a"]), " / ".join(r["b"])] for r in found["rights"]]
     yield from _listed("licences or consents that differ", rights, ("key", "in A", "in B"))
     yield from _why(found)
@@ -195,6 +197,17 @@ def _total_lines(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
     yield f"A {a['root']}"
     yield f"B {b['root']}"
     yield from table(("", "A", "B", "difference"), rows)
+
+
+def _score_lines(scores: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    changed = [s for s in scores if s["changed"]]
+    if changed:
+        yield "scores that differ"
+        rows = [[s["score"], f"{s['changed']:,}", f"{s['mean_change']:.4g}", s["largest"]] for s in changed]
+        yield from table(("score", "clips", "mean change", "most in"), rows)
+    alone = [f"{s['score']} ({s['in_one_only']:,})" for s in scores if s["in_one_only"]]
+    if alone:
+        yield f"scores that only one of them has, with their clips: {', '.join(alone)}"
 
 
 def _only_lines(clips: Sequence[Mapping[str, Any]], root: str) -> Iterator[str]:

@@ -76,7 +76,8 @@ def parse_manifest(content: bytes) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+    # Without threads: where a process ends soon after, pyarrow's pool aborts it now and then (1 of 40, pyarrow 25).
+    rows = pq.read_table(pa.BufferReader(content), use_threads=False, pre_buffer=False).to_pylist()
     missing = {"digest": "", "bytes": -1, "video_hash": ""}
     return [{**missing, **row, **{name: dict(row.get(name) or ()) for name in MAPS}} for row in rows]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from dynamictrl.errors import DatasetError
 from dynamictrl.shards import SCHEMA_VERSION, Sample
-from pipelines import run_folder
+from pipelines import dataset_files, run_folder
 from pipelines.storage import Store, file_name
 
 
@@ -36,18 +35,12 @@ class DatasetView:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The manifest: one row per clip found, in order of key; scores, models and lineage as dicts."""
-        import pyarrow.parquet as pq
-
-        rows = pq.read_table(io.BytesIO(self.store.read("manifest.parquet"))).to_pylist()
-        for row in rows:
-            for name in ("scores", "models", "lineage", "rights"):
-                row[name] = dict(row.get(name) or {})
-        return rows
+        return dataset_files.parse_manifest(self.store.read("manifest.parquet"))
 
     @cached_property
     def quarantine(self) -> list[dict[str, Any]]:
         """The lines of `quarantine.jsonl`."""
-        return [json.loads(line) for line in self.store.read("quarantine.jsonl").decode().splitlines()]
+        return dataset_files.parse_quarantine(self.store.read("quarantine.jsonl"))
 
     @property
     def store(self) -> Store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -12,9 +13,9 @@ import tyro
 class Diff:
     """Says which clips, captions, scores and verdicts differ between two data sets, and why."""
 
-    a: tyro.conf.Positional[str]
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """Data set: a folder, or an s3:// or gs:// prefix."""
-    b: tyro.conf.Positional[str]
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """The one it is compared with."""
     json: bool = False
     """Print everything as JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -11,7 +12,7 @@ import tyro
 class Explain:
     """Tells the whole story of one clip or source: every stage's verdict, score, cost and key, and where it lies."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KEY|SOURCE")]
     """Key of a clip or the beginning of one, or URI or file name of a source."""
     dataset: str
     """Data set: a folder, or an s3:// or gs:// prefix."""

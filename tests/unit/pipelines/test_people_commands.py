@@ -216,6 +216,7 @@ def test_a_clip_of_one_data_set_only_is_told_with_its_reason(videos: Path, made:
     assert {clip["why"] for clip in found["only_a"]} == {"its source is not there"}
     # Keys come from contents: the copy's clip is the same clip.
     assert found["only_b"] == []
+    assert [(q["a"], q["b"]) for q in found["quarantine"]] == [("empty_file", "not there")]
 
 
 def test_changed_scores_are_counted_by_name():
