@@ -120,14 +120,24 @@ class Store:
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """(name, bytes) of every file below a folder of the root, in order; the work folder is none of them."""
+        if not self.remote:
+            return sorted(self._walk(prefix))
         from pyarrow import fs
 
         with self._told("listed", prefix):
             system, base = self._place(prefix)
             infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
             start = len(self._place("")[1].rstrip("/")) + 1
-            files = [(i.path[start:], i.size) for i in infos if i.type == fs.FileType.File]
-        return sorted(f for f in files if not f[0].startswith(".work/"))
+            return sorted((i.path[start:], i.size) for i in infos if i.type == fs.FileType.File)
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for folder, folders, names in os.walk(self.folder / prefix):
+            # A work folder may hold a hundred thousand files, and none of them is the data set's.
+            folders[:] = [name for name in folders if name != ".work"]
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    yield path.relative_to(self.folder).as_posix(), path.stat().st_size
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """A file's bytes from `start`, all or `length` of them."""

@@ -163,3 +163,16 @@ def test_a_data_set_in_a_bucket_is_verified_as_one_on_a_disk(dataset: Path, buck
     take_down(bucket, gone["source_sha256"])
     assert verify(bucket) == []
     assert b"<html" in store.read("report/index.html")
+
+
+def test_a_run_into_a_bucket_ends_with_the_bytes_of_one_on_a_disk(made: Path, bucket: str, tmp_path: Path):
+    pipeline = Weightless(videos=(str(made.parent / "videos"),), out=bucket, work=str(tmp_path / "work"), local=True)
+    assert job.run("weightless", pipeline).changed
+    assert verify(bucket) == []
+    remote, local = Store(bucket), Store(str(made))
+    assert [name for name, _ in remote.list()] == [name for name, _ in local.list()]
+    for name, _ in local.list():
+        if not name.startswith("report/"):
+            # The page tells what the run cost, which is never the same twice.
+            assert remote.read(name) == local.read(name), name
+    assert not job.run("weightless", pipeline).changed
