@@ -62,8 +62,8 @@ class AdaptiveShots:
             adaptive_threshold=threshold, window_width=window, min_content_val=least_change, min_scene_len=0
         )
         self._shortest, self._same_shot = shortest, same_shot
-        self._textures: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=2 * FLASH + window + 4)
-        """Time in milliseconds and texture of the last pictures."""
+        self._shown: deque[tuple[int, NDArray[np.uint8]]] = deque(maxlen=2 * FLASH + window + 4)
+        """Time in milliseconds and picture, of the last ones."""
         self._open: list[int] = []
         """Candidates, milliseconds, whose other side is not complete."""
         self._cuts: list[int] = []
@@ -73,9 +73,9 @@ class AdaptiveShots:
 
         now = round(time * CLOCK)
         found: list[FrameTimecode] = self._detector.process_frame(FrameTimecode(now, fps=CLOCK), frame_HWC[:, :, ::-1])
-        self._textures.append((now, texture(frame_HWC)))
+        self._shown.append((now, frame_HWC))
         self._open += [cut.frame_num for cut in found]
-        while self._open and sum(t >= self._open[0] for t, _ in self._textures) > FLASH:
+        while self._open and sum(t >= self._open[0] for t, _ in self._shown) > FLASH:
             self._judge(self._open.pop(0))
 
     def shots(self, end: float) -> list[Span]:
@@ -91,10 +91,12 @@ class AdaptiveShots:
 
     def _goes_on(self, candidate: int) -> bool:
         """Whether some picture before and one after, a flash's length apart at most, show the same."""
-        before = [texture_HW for t, texture_HW in self._textures if t < candidate][: -FLASH - 1 : -1]
-        after = [texture_HW for t, texture_HW in self._textures if t >= candidate][:FLASH]
+        if self._same_shot > 1:
+            return False
+        before = [texture(frame) for t, frame in self._shown if t < candidate][: -FLASH - 1 : -1]
+        after = [texture(frame) for t, frame in self._shown if t >= candidate][:FLASH]
         pairs = [(0, 0), *((0, j) for j in range(1, FLASH)), *((i, 0) for i in range(1, FLASH))]
-        return self._same_shot <= 1 and any(
+        return any(
             continuity(before[i], after[j]) >= self._same_shot for i, j in pairs if i < len(before) and j < len(after)
         )
 

@@ -172,9 +172,11 @@ def tally(found: list[float], changes: list[tuple[float, float]]) -> tuple[int, 
 
 PLAIN = {"threshold": 3.5, "window": 3, "least_change": 15.0, "shortest": 0.6}
 DETECTORS = {
-    "adaptive alone": lambda: AdaptiveShots(**PLAIN, same_shot=2.0),
-    "with second opinion": lambda: AdaptiveShots(**PLAIN, same_shot=0.4),
-    "looser, second opinion": lambda: AdaptiveShots(**{**PLAIN, "threshold": 2.0, "least_change": 6.0}, same_shot=0.4),
+    "PySceneDetect's adaptive detector": lambda: AdaptiveShots(**PLAIN, same_shot=2.0),
+    "the same, with a second opinion": lambda: AdaptiveShots(**PLAIN, same_shot=0.4),
+    "the default: looser, with it": lambda: AdaptiveShots(
+        **{**PLAIN, "threshold": 2.0, "least_change": 6.0}, same_shot=0.4
+    ),
 }
 
 
