@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 2
 """Of a task or an actor that lost its process while no unit was in it."""
+STARTS = 3
+"""Of a local Ray, before it is given up."""
 BLOCKS_IN_FLIGHT = 2
 """Per GPU worker: one at work, the next at hand."""
 ROWS_MEMORY = 256 * 2**20
@@ -273,7 +275,17 @@ def _start(workers: int) -> None:
     # Workers import this project from the checkout that the command runs from.
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    ray.init(num_cpus=max(cores or 1, workers), include_dashboard=False, object_store_memory=ROWS_MEMORY, **quiet)
+    here = {"num_cpus": max(cores or 1, workers), "include_dashboard": False, "object_store_memory": ROWS_MEMORY}
+    for remaining in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", **here, **quiet)
+            return
+        except Exception as problem:
+            # Ray gives its own helpers 15 seconds to come up, which a busy machine may not have for them.
+            if not remaining or "timed out during startup" not in str(problem):
+                raise
+            logger.warning("Ray did not come up in its own time; starting it again")
+            ray.shutdown()
 
 
 def _store_bytes() -> Mapping[str, float]:

@@ -1,6 +1,6 @@
 """What a run on Ray costs over its bare stages, in processor seconds: driver, Ray, workers and all that ended.
 
-    python -m tests.benchmarks.curation_overhead [--sources 64] [--seconds 20] [--workers 2] [--repeats 3]
+    python -m tests.benchmarks.curation_overhead [--sources 160] [--seconds 20] [--workers 2] [--repeats 3]
 
 The bare stages go through the same sources in plain loops, `--workers` of them at once so that both share the cores in
 the same way; only what is spent inside stages counts there, so imports, the ledger and the shards are the run's own
@@ -88,7 +88,7 @@ def inside(out: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=int, default=64)
+    parser.add_argument("--sources", type=int, default=160)
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="of each source; a tenth of them are ten times longer"
     )
