@@ -33,9 +33,9 @@ def find_copies(
     """The videos to leave out so that no two of those left are found alike.
 
     `similarity` says from what likeness on two videos are alike. From the best `rank` (the least) on, a video is left
-    out if it is like one that stays: so each copy is like its own keeper, however long the chain of videos that
-    resemble their neighbours. Give `hashes` in an order of their content (by key), and the result does not depend on
-    the order in which they were found.
+    out if it is like one that stays: so each copy is like its own keeper, the most alike of those that stay, however
+    long the chain of videos that resemble their neighbours. Give `hashes` in an order of their content (by key), and
+    the result does not depend on the order in which they were found.
     """
     pairs = _Pairs(hashes, similarity, overlap)
     to_compare = [*_identical(hashes), *((int(a), int(b)) for a, b in candidates(hashes))]
@@ -44,11 +44,11 @@ def find_copies(
     for group in _joined(alike):
         kept: list[int] = []
         for video in sorted(group, key=lambda v: (rank(v), v)):  # type: ignore[type-var]
-            found = next(((k, like) for k in kept if (like := pairs.likeness(k, video))), None)
-            if found is None:
-                kept.append(video)
+            found = [Copy(video, k, like) for k in kept if (like := pairs.likeness(k, video))]
+            if found:
+                copies.append(max(found, key=lambda copy: copy.likeness.similarity))
             else:
-                copies.append(Copy(video, *found))
+                kept.append(video)
         pairs.forget(group)
     return sorted(copies, key=lambda copy: copy.video)
 
