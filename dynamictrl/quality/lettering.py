@@ -63,19 +63,18 @@ def _letters(grey_HW: Grey) -> NDArray[np.int64]:
     inked = (raised >= np.maximum(_CONTRAST, brightest // 2 + brightest // 8)).astype(np.uint8)
     _, labels_HW, stats_N5, _ = cv2.connectedComponentsWithStats(inked, connectivity=8)
     depth_HW = cv2.distanceTransform(inked, cv2.DIST_L2, 3)
-    chosen = 1 + np.flatnonzero(_letter_like(np.asarray(stats_N5[1:], np.int32)))
-    drawn = []
-    for index in chosen:
-        left, top, width, height, area = (int(value) for value in stats_N5[index])
-        there = (slice(top, top + height), slice(left, left + width))
-        stroke = 2 * float(depth_HW[there][labels_HW[there] == index].max())
-        # Strokes are not thicker than a letter's; area over thickness, their length, is neither short nor endless.
-        if stroke <= 0.5 * height and 0.8 * height <= area / max(stroke, 1.0) <= 8 * height:
-            drawn.append(index)
-    return np.asarray(stats_N5[drawn, :4], np.int64)
+    stroke_N = np.zeros(len(stats_N5), np.float32)
+    np.maximum.at(stroke_N, np.asarray(labels_HW[inked > 0], np.int64), 2 * depth_HW[inked > 0])
+    letters_N5 = np.asarray(stats_N5, np.int64)
+    height_N, area_N = letters_N5[:, 3], letters_N5[:, 4]
+    # Strokes are not thicker than a letter's; area over thickness, their length, is neither short nor endless.
+    length_N = area_N / np.maximum(stroke_N, 1)
+    drawn_N = (stroke_N <= 0.5 * height_N) & (length_N >= 0.8 * height_N) & (length_N <= 8 * height_N)
+    drawn_N[0] = False  # the background
+    return letters_N5[drawn_N & _letter_like(letters_N5), :4]
 
 
-def _letter_like(stats_N5: NDArray[np.int32]) -> Mask:
+def _letter_like(stats_N5: NDArray[np.int64]) -> Mask:
     """[N], by size, shape and how much of its box a patch fills."""
     width, height, area = stats_N5[:, 2], stats_N5[:, 3], stats_N5[:, 4]
     sized = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1])
@@ -87,23 +86,24 @@ def _letter_like(stats_N5: NDArray[np.int32]) -> Mask:
 def _rows(letters_N4: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
     """Boxes of lines: letters of like height side by side, in a chain."""
     rows: list[list[NDArray[np.int64]]] = []
-    for letter in letters_N4[np.argsort(letters_N4[:, 0], kind="stable")] if len(letters_N4) else []:
-        for row in rows:
-            if _follows(row[-1], letter):
-                row.append(letter)
-                break
-        else:
-            rows.append([letter])
+    last_R4 = np.zeros_like(letters_N4)
+    for letter in letters_N4[np.argsort(letters_N4[:, 0], kind="stable")]:
+        continued = np.flatnonzero(_follows(last_R4[: len(rows)], letter))
+        row = int(continued[0]) if len(continued) else len(rows)
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(letter)
+        last_R4[row] = letter
     return [_around(np.array(row)) for row in rows if len(row) >= _FEWEST]
 
 
-def _follows(last: NDArray[np.int64], letter: NDArray[np.int64]) -> bool:
-    height = max(last[3], letter[3])
-    gap = letter[0] - (last[0] + last[2])
-    level = abs((letter[1] + letter[3]) - (last[1] + last[3]))
-    return bool(
-        -0.2 * height <= gap <= 1.2 * height and min(last[3], letter[3]) >= 0.6 * height and level <= 0.3 * height
-    )
+def _follows(last_R4: NDArray[np.int64], letter_4: NDArray[np.int64]) -> Mask:
+    """[R], whether a letter goes on after the last one of each row: close by, on the same line, of like height."""
+    height_R = np.maximum(last_R4[:, 3], letter_4[3])
+    gap_R = letter_4[0] - (last_R4[:, 0] + last_R4[:, 2])
+    level_R = np.abs((letter_4[1] + letter_4[3]) - (last_R4[:, 1] + last_R4[:, 3]))
+    close_R = (gap_R >= -0.2 * height_R) & (gap_R <= 1.2 * height_R)
+    return close_R & (np.minimum(last_R4[:, 3], letter_4[3]) >= 0.6 * height_R) & (level_R <= 0.3 * height_R)
 
 
 def _around(row_N4: NDArray[np.int64]) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ class KeepFramed(LimitStage):
     """Refuses clips with large bars (`letterboxed`) and split screens (`split_screen`).
 
     Scores of `measure_picture`. Bars are found in any colour if they end in a straight edge, blurred ones are not.
-    `seam` finds every collage with a dividing line between lively pictures but only about a quarter of those without;
+    `seam` finds every collage with a dividing line between lively pictures but only about one in six of those without;
     it prefers silence to a false alarm. Defaults: two good clips have black pillars of 18 % and 22 %; upright video in
     a wide frame has 68 %. `seam` was at most 0.86 on real clips and marionettes, and 1.0 on collages with dividers.
     """

@@ -19,7 +19,7 @@ class MeasurePicture(Stage):
     """
 
     reads: ClassVar[tuple[str, ...] | None] = ("mp4",)
-    seconds_per_frame: ClassVar[float] = 0.006
+    seconds_per_frame: ClassVar[float] = 0.01
 
     def process(self, clip: Clip) -> Iterable[Clip]:
         from dynamictrl.quality.picture import measure_picture
