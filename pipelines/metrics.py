@@ -57,6 +57,8 @@ PREFIX = "dynamictrl_curation_"
 SECONDS_BETWEEN_FILES = 5.0
 DRIVER = "driver.json"
 """Beside the workers' files: what only the driver knows (`say_operators`)."""
+WRITTEN = "written.json"
+"""The same for `say_written`."""
 
 Samples = list[tuple[dict[str, str], float]]
 
@@ -115,8 +117,6 @@ class RunMetrics:
     phases: dict[str, Phase] = field(default_factory=dict)
     read: int = 0
     """Bytes of finished local sources."""
-    written: int = 0
-    """Bytes of committed shards."""
     port: int = 0
     """Where they are served; 0 = nowhere."""
     _highest: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -144,7 +144,8 @@ class RunMetrics:
             found["stage_refused_total"].append(({"stage": stage, "outcome": outcome, "reason": reason}, count))
         _add_operators(found, totals, _said(self.work))
         found["worker_seconds_total"] = [self._risen(labels, value) for labels, value in found["worker_seconds_total"]]
-        found["bytes_total"] = [({"kind": "read"}, self.read), ({"kind": "written"}, self.written)]
+        written = _said(self.work, WRITTEN).get("bytes", 0)
+        found["bytes_total"] = [({"kind": "read"}, self.read), ({"kind": "written"}, written)]
         found["driver_rss_bytes"] = [({}, resident_bytes())]
         return found
 
@@ -214,9 +215,14 @@ def say_operators(work: Path, content: dict[str, Any]) -> None:
     meter.write(work, DRIVER, content)
 
 
-def _said(work: Path) -> dict[str, Any]:
+def say_written(work: Path, size: int) -> None:
+    """Written by the runner in the driver, where shards of `size` bytes in all have been committed."""
+    meter.write(work, WRITTEN, {"bytes": _said(work, WRITTEN).get("bytes", 0) + size})
+
+
+def _said(work: Path, name: str = DRIVER) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads((meter.folder(work) / DRIVER).read_bytes())
+        return json.loads((meter.folder(work) / name).read_bytes())
     return {}
 
 

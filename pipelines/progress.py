@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines import metrics
+from pipelines.bundles import source_bytes
 from pipelines.clip import Clip
 from pipelines.metrics import Phase, RunMetrics
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
+SOURCES = "sources"
+"""The phase that reads sources."""
 OUTCOMES = ("kept", "rejected", "quarantined")
 
 
@@ -26,7 +29,7 @@ class Progress:
 
     def __init__(self, phase: str, total: int, unit: str, numbers: RunMetrics | None = None):
         """`numbers` are the run's for machines (`metrics.exported`): the phase is entered there, too."""
-        self.phase, self.unit = phase, unit
+        self.phase, self.unit, self.numbers = phase, unit, numbers
         self.state = numbers.begin(phase, total) if numbers else Phase(total)
         self._said = time.monotonic()
         self._bar: tqdm | None = None
@@ -51,6 +54,8 @@ class Progress:
         """`units` more are done; `clips` is what they became."""
         self.state.done += units
         self.state.rows.update(metrics.outcomes(clips))
+        if self.numbers and self.phase == SOURCES:
+            self.numbers.read += sum(source_bytes(clip) for clip in {clip.source: clip for clip in clips}.values())
         if self._bar is not None:
             self._bar.set_postfix_str(self._rate(), refresh=False)
             self._bar.update(units)

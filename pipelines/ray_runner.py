@@ -33,7 +33,7 @@ from pipelines.clip import Clip, from_table, to_table
 from pipelines.operators import Operator, unit_name
 from pipelines.publication import Publication
 from pipelines.ray_watch import Callback, Watch
-from pipelines.runner import Advance, units_of
+from pipelines.runner import Advance, say_committed, units_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -202,12 +202,14 @@ class RayRunner:
         """As `Runner.commit`: a few shards per task, each of them committed by itself."""
         write = ray.remote(max_retries=RETRIES)(_commit)
         cores = min(int(ray.cluster_resources().get("CPU", 1)), self._workers or len(shards))
-        pending = {write.remote(publication, names): len(names) for names in grouped(shards, max(1, cores))}
+        pending = {write.remote(publication, names): names for names in grouped(shards, max(1, cores))}
         try:
             while pending:
                 (done,), _ = ray.wait(list(pending), num_returns=1)
                 ray.get(done)
-                advance(pending.pop(done), ())
+                names = pending.pop(done)
+                say_committed(publication, names)
+                advance(len(names), ())
         except ray.exceptions.RayError as problem:
             raise _ours(problem) from problem
 

@@ -60,6 +60,7 @@ class LocalRunner:
     def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
         for shard in shards:
             publication.commit(shard)
+            say_committed(publication, [shard])
             advance(1, ())
 
     def close(self) -> None:
@@ -71,6 +72,12 @@ def _say(operators: Sequence[Operator], seconds: float) -> None:
         operator.meter.save(operator.work, operator.name, now=True)
     states = {o.name: {"workers": 1, "seconds": seconds, "queue": 0, "blocked": 0.0} for o in operators}
     metrics.say_operators(operators[0].work, {"operators": states})
+
+
+def say_committed(publication: Publication, shards: Sequence[str]) -> None:
+    """Counts the bytes of shards that were written just now."""
+    records = [publication.plans.record(shard) for shard in shards]
+    metrics.say_written(publication.work, sum(record["bytes"] for record in records if record))
 
 
 def units_of(rows: Sequence[Clip], *, by_source: bool) -> int:

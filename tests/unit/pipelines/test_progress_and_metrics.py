@@ -124,6 +124,18 @@ def test_the_numbers_are_served_and_kept_in_a_file_without_a_dashboard(tmp_path:
     assert parsed((tmp_path / "metrics.prom").read_text())['units{phase="clips",state="total"}'] == 7
 
 
+def test_bytes_are_those_of_sources_read_and_of_shards_written(tmp_path: Path):
+    source = tmp_path / "a.mp4"
+    source.write_bytes(b"x" * 500)
+    numbers = RunMetrics(tmp_path)
+    with Progress("sources", 1, "sources", numbers) as progress:
+        progress.advance(1, [Clip(key=key, source=str(source)) for key in "ab"])
+    metrics.say_written(tmp_path, 300)
+    metrics.say_written(tmp_path, 40)
+    found = parsed(numbers.text())
+    assert (found['bytes_total{kind="read"}'], found['bytes_total{kind="written"}']) == (500, 340)
+
+
 def test_a_run_begins_at_nothing(tmp_path: Path):
     worker_did(tmp_path, "sources", [KEPT], 2.0, process=1)
     with exported(tmp_path) as numbers:
