@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import CheckpointError, InputError
-from dynamictrl.mask_tracking import SkeletonMaskTracker, share_on_masks
+from dynamictrl.mask_tracking import SkeletonMaskTracker, drifted, share_on_masks
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
 from dynamictrl.pose import PoseSequence
-from dynamictrl.sam_tracking import Sam2MaskTracker
+from dynamictrl.sam_tracking import Sam2MaskTracker, stretches, windows
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +204,83 @@ def test_persons_never_clear_together_are_prompted_apart(tiny_sam2: Path, clips:
 def test_missing_weights_are_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"config.json"):
         Sam2MaskTracker(tmp_path, "cpu")
+
+
+def test_a_mask_that_drifted_is_tracked_anew_and_the_better_one_kept(
+    tiny_sam2: Path, clips: list[MarionetteClip], monkeypatch: pytest.MonkeyPatch
+):
+    clip, tracker = clips[1], Sam2MaskTracker(tiny_sam2, "cpu")
+    elsewhere = np.full((1, *clip.frames.shape[1:3]), -1.0, np.float16)
+    elsewhere[:, :4, :4] = 1.0
+    right = np.where(clip.persons == 1, 1.0, -1.0).astype(np.float16)[:, None]
+    starts: list[int] = []
+
+    def track(frames: np.ndarray, pose: PoseSequence, prompted: int, persons: list[int]) -> Iterator[object]:
+        starts.append(len(frames))
+        # The first run loses the person from the third frame on; the second one, of those frames, does not.
+        for index in range(len(frames)):
+            lost = len(frames) == 6 and index >= 2
+            yield index, elsewhere if lost else right[index + 6 - len(frames)]
+
+    monkeypatch.setattr(tracker, "_track", track)
+    masks = tracker(clip.frames, clip.pose)
+    assert starts == [6, 4]
+    np.testing.assert_array_equal(masks == 1, clip.persons == 1)
+    assert not drifted(masks, clip.pose).any()
+
+
+def test_a_second_try_that_is_no_better_changes_nothing(
+    tiny_sam2: Path, clips: list[MarionetteClip], monkeypatch: pytest.MonkeyPatch
+):
+    clip, tracker = clips[1], Sam2MaskTracker(tiny_sam2, "cpu")
+
+    def track(frames: np.ndarray, pose: PoseSequence, prompted: int, persons: list[int]) -> Iterator[object]:
+        logits = np.full((1, *frames.shape[1:3]), -1.0, np.float16)
+        logits[:, : 4 if tried else 8] = 1.0
+        tried.append(len(frames))
+        for index in range(len(frames)):
+            yield index, logits
+
+    tried: list[int] = []
+    monkeypatch.setattr(tracker, "_track", track)
+    masks = tracker(clip.frames, clip.pose)
+    assert len(tried) == 2
+    assert (masks[:, :8] == 1).all()
+
+
+def test_short_slips_and_poses_that_see_little_are_no_drift(clips: list[MarionetteClip]):
+    clip = clips[1]
+    masks = clip.persons.copy()
+    masks[1:3] = 0
+    assert drifted(masks, clip.pose)[:, 0].tolist() == [False, True, True, False, False, False]
+    assert stretches(drifted(masks, clip.pose)) == []
+    masks[3] = 0
+    assert stretches(drifted(masks, clip.pose)) == [(0, slice(1, 4))]
+    scores = clip.pose.scores.copy()
+    scores[:, :, 4:18] = 0
+    dim = PoseSequence(clip.pose.keypoints, scores, clip.pose.boxes, clip.pose.track_ids)
+    assert not drifted(masks, dim).any()
+
+
+def test_long_clips_are_tracked_in_windows_that_cover_them_once(
+    tiny_sam2: Path, clips: list[MarionetteClip], monkeypatch: pytest.MonkeyPatch
+):
+    assert windows(6, 4) == [slice(0, 3), slice(3, 6)]
+    assert windows(7, 7) == [slice(0, 7)]
+    assert windows(0, 5) == []
+    assert [s.stop - s.start for s in windows(1000, 120)] == [111, 111, 111, 111, 112, 111, 111, 111, 111]
+    tracker = Sam2MaskTracker(tiny_sam2, "cpu", window=4, state_device="cpu")
+    seen: list[int] = []
+    real = tracker.preparation.init_video_session
+
+    def watched(*, video: np.ndarray, **known: object) -> object:
+        seen.append(len(video))
+        return real(video=video, **known)
+
+    monkeypatch.setattr(tracker.preparation, "init_video_session", watched)
+    masks = tracker(clips[1].frames, clips[1].pose)
+    assert masks.shape == clips[1].frames.shape[:3]
+    assert seen[0] == 3
+    assert max(seen) == 3
+    with pytest.raises(InputError, match="window is 0"):
+        Sam2MaskTracker(tiny_sam2, "cpu", window=0)
