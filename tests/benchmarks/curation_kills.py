@@ -29,6 +29,8 @@ from pipelines.verify import verify
 from tests.benchmarks.curation_pieces import EXECUTIONS, ROOT, command, environment, executions, machine, write_sources
 
 TARGETS = ("driver", "worker", "raylet")
+WORKING = tuple(f"ray::{name}" for name in ("MapBatches", "_map_task", "MapWorker", "_commit"))
+"""Titles of processes that are at work for us; Ray's own actors are none."""
 PATIENCE = 120
 """Seconds for a driver to end by itself when its raylet is gone."""
 MOST_FAILED = 5
@@ -51,6 +53,8 @@ class Toll:
     problems: list[str] = field(default_factory=list)
     rework: int = 0
     units: int = 0
+    window: float = 0.8
+    """Share of an unbroken run's time in which kills are placed; less, where runs ended before they were hit."""
     in_flight: int = 0
     """Units that may have been in the hands of the processes that died."""
 
@@ -76,7 +80,7 @@ class Trial:
         toll.starts += 1
         before, began, hits = len(executions(self.out)), time.monotonic(), 0
         anywhere = self.dice.random() < SHARE_FROM_START
-        span = self.startup + self.seconds if anywhere else self.seconds
+        span = toll.window * (self.startup + self.seconds if anywhere else self.seconds)
         until = self.dice.uniform(0, span)
         while driver.poll() is None:
             if not anywhere and len(executions(self.out)) <= before and hits == 0:
@@ -87,7 +91,7 @@ class Trial:
                     break
                 # The run goes on: the next death is someone else's.
                 target = TARGETS[(sum(toll.kills.values())) % len(TARGETS)]
-                began, until, anywhere = time.monotonic(), self.dice.uniform(0, self.seconds), True
+                began, until, anywhere = time.monotonic(), self.dice.uniform(0, toll.window * self.seconds), True
             time.sleep(0.02)
         _end(driver)
         return driver.returncode == 0, hits
@@ -127,10 +131,7 @@ def _processes(driver: int, target: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
         name = line[0] if line else ""
-        # Ray's workers change their title to what they are at; Ray's own actors are no workers of ours.
-        if (target == "worker" and name.startswith("ray::_map_task")) or (
-            target == "raylet" and Path(name).name == "raylet"
-        ):
+        if (target == "worker" and name.startswith(WORKING)) or (target == "raylet" and Path(name).name == "raylet"):
             found.append(process)
     return sorted(found, key=lambda process: process.pid)
 
@@ -225,6 +226,8 @@ def main() -> None:
             if enough:
                 trial = Trial(videos, out, given.workers, dice, 1e9, 0.0)
             ended, hits = trial.run(toll, target, log)
+            if ended and not hits:
+                toll.window *= 0.7
             if not ended and not hits:
                 toll.failed += 1
                 if toll.failed > MOST_FAILED:
