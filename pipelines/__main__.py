@@ -16,6 +16,7 @@ import tyro
 from dynamictrl.errors import ConfigError, DynamiCtrlError, InputError
 from pipelines.commands.diff import Diff
 from pipelines.commands.explain import Explain
+from pipelines.commands.fingerprint import FingerprintVideos
 from pipelines.commands.marionettes import Marionettes
 from pipelines.commands.quarantine import Quarantine
 from pipelines.commands.remove import Remove
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "size": Size,
     "remove": Remove,
     "reshard": Reshard,
+    "fingerprint": FingerprintVideos,
     "marionettes": Marionettes,
 }
 

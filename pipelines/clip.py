@@ -23,6 +23,8 @@ SHA_IN_KEY = 16
 
 PLACES = ("work", "path", "fingerprint")
 """Fields that say where something lies and not what it is."""
+UNPUBLISHED = ("video_hash",)
+"""Fields that no sample holds; a hash may differ in its last bit between kinds of processor."""
 MAPS = ("scores", "models", "lineage", "rights")
 
 
@@ -94,7 +96,7 @@ class Clip:
     @property
     def digest(self) -> str:
         """Hash of all that is known about the clip, where it lies aside: equal digests make equal samples."""
-        row = {name: value for name, value in self.to_row().items() if name not in PLACES}
+        row = {name: value for name, value in self.to_row().items() if name not in (*PLACES, *UNPUBLISHED)}
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:32]
 
     def file(self, extension: str) -> Path:

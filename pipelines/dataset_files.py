@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from pipelines.published import Place
 
+MOST_OF_A_ROLE = 50
+"""Models, or what is on record about them, that a description lists under one role."""
 PACKAGES = (
     "dynamictrl", "av", "numpy", "onnxruntime", "opencv-python-headless", "ray", "scenedetect", "torch", "transformers",
 )  # fmt: skip
@@ -222,7 +224,9 @@ def _models(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     for row in rows:
         for role, model in row["models"].items():
             roles.setdefault(role, set()).add(model)
-    return {role: sorted(models) for role, models in sorted(roles.items())}
+    # What differs from clip to clip (which frames a captioner saw) stands in each sample's own description.
+    few = {role: models for role, models in roles.items() if len(models) <= MOST_OF_A_ROLE}
+    return {role: sorted(models) for role, models in sorted(few.items())}
 
 
 def _versions() -> dict[str, str]:

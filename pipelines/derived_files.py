@@ -11,10 +11,10 @@ from pipelines.storage import Store
 REPORT = "report/index.html"
 
 
-def derived(out: str, work: Path) -> Callable[[Mapping[str, Any]], dict[str, bytes]]:
+def derived(out: str, work: Path, with_report: bool = False) -> Callable[[Mapping[str, Any]], dict[str, bytes]]:
     """What makes those files from a description, once the manifest that goes with it is published.
 
-    The report is made only where there was one: it shows clips, and takes time.
+    The report is made `with_report`, or where there was one: it shows clips, and takes time.
     """
     store = Store(out)
 
@@ -23,8 +23,8 @@ def derived(out: str, work: Path) -> Callable[[Mapping[str, Any]], dict[str, byt
         from pipelines.dataset_view import DatasetView
 
         view = DatasetView(out, description, work if work.is_dir() else None)
-        files = cards.files(description, view.rows)
-        if store.exists(REPORT):
+        files = cards.files(description, view.rows, view.name)
+        if with_report or store.exists(REPORT):
             files[REPORT] = report.render(view, costs.of_run(work))
         return files
 

@@ -11,20 +11,32 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import ConfigError, DatasetError
-from pipelines import attempts, costs, dataset_files, keys, meter, metrics, phases, progress, run_folder
+from pipelines import (
+    attempts,
+    dataset_files,
+    derived_files,
+    keys,
+    licences,
+    meter,
+    metrics,
+    phases,
+    progress,
+    run_folder,
+    tombstones,
+)
 from pipelines.clip import Clip
 from pipelines.clip_operator import ClipOperator
 from pipelines.ledger import FORGOTTEN
 from pipelines.pipeline import Pipeline
 from pipelines.publication import Publication
 from pipelines.runner import LocalRunner, Runner
-from pipelines.source_operator import SOURCE, SourceOperator
+from pipelines.source_operator import PASSING, SOURCE, SourceOperator
 from pipelines.stage_list import stage_list
 
 logger = logging.getLogger(__name__)
@@ -57,12 +69,12 @@ def found_sources(pipeline: Pipeline) -> list[Clip]:
     for stage in pipeline.all_stages():
         stage.check()
     found = [source for name in pipeline.videos for source in pipeline.find.process(Clip(source=name))]
-    return list({source.fingerprint: source for source in found}.values())
+    return licences.agreed({source.fingerprint: source for source in found}.values())
 
 
 def opened(recipe: str, pipeline: Pipeline) -> Any:  # noqa: ANN401
     """The work folder of this run, locked; says what changed since the last one."""
-    return run_folder.opened(pipeline.root, recipe, pipeline.settings(), work=pipeline.work)
+    return run_folder.opened(pipeline.root, recipe, pipeline.settings(), work=pipeline.work, videos=pipeline.videos)
 
 
 class _Job:
@@ -78,6 +90,8 @@ class _Job:
         self._runner: Runner | None = None
 
     def run(self, sources: Sequence[Clip]) -> Outcome:
+        removed = self.publication.tombstones()
+        sources = [s for s in sources if not tombstones.covers(removed, s.source, s.source_sha256)]
         known = self._finished(sources)
         if known is not None:
             return Outcome(known, changed=False)
@@ -152,7 +166,7 @@ class _Job:
     def _source_settled(self, source: Clip) -> bool:
         """Whether a source need not be opened again, as far as is known before its clips are decided."""
         rows = self.source_operator.recall(source)
-        if rows is None:
+        if rows is None or any(row.rejected in PASSING for row in rows):
             return False
         first = self.phases[0].operators
         return all(row.rejected or self._has_picture(row) or phases.recalled(first, row) is not None for row in rows)
@@ -193,9 +207,7 @@ class _Job:
     def _without_removed(self, rows: Sequence[Clip]) -> list[Clip]:
         """Sources that were taken down stay out, whatever name they come under."""
         removed = self.publication.tombstones()
-        return [
-            row.reject("removed", "its source was taken down") if row.source_sha256 in removed else row for row in rows
-        ]
+        return [row for row in rows if not tombstones.covers(removed, row.source, row.source_sha256)]
 
     def _work_on(self, units: str, count: int, work: Callable[[Runner, progress.Progress], None]) -> None:
         if count:
@@ -217,19 +229,10 @@ class _Job:
     def _finish(self, sources: Sequence[Clip], clips: list[Clip]) -> Outcome:
         content = dataset_files.description(self.recipe, self.pipeline.settings(), len(sources), clips, {})
         content |= {"stages": stage_list(self.pipeline.named_stages()), "inputs": self._inputs(sources)}
-        outcome = self.publication.finish(content, clips, self._retold)
+        outcome = self.publication.finish(content, clips, derived_files.derived(self.pipeline.root, self.work, True))
         (self.work / FORGOTTEN).unlink(missing_ok=True)
         shutil.rmtree(self.work / "clips", ignore_errors=True)
         return Outcome(dict(outcome.description), outcome.changed)
-
-    def _retold(self, description: Mapping[str, Any]) -> dict[str, bytes]:
-        """What tells the data set again for others: cards, an index, the report."""
-        from pipelines import cards, report
-        from pipelines.dataset_view import view_of
-
-        view = view_of(self.pipeline.root, description, self.work)
-        files = cards.files(description, view.rows)
-        return {**files, "report/index.html": report.render(view, costs.of_run(self.work))}
 
 
 def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False, run_id: str = "") -> SourceOperator:
@@ -240,6 +243,7 @@ def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False, 
         work,
         run_id,
         time_limit=pipeline.time_limit,
+        cpu_limit=pipeline.cpu_limit,
         memory_limit=pipeline.memory_gib,
         plan_only=plan_only,
     )

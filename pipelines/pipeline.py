@@ -41,13 +41,15 @@ class Pipeline:
     folder."""
     time_limit: float = 1800.0
     """Seconds that one source may take before it is quarantined; 0 = none, and no process of its own for decoding."""
+    cpu_limit: float = 0.0
+    """Seconds of processor time that one source may take before it is quarantined; 0 = no limit of its own."""
     memory_gib: float = 16.0
-    """GiB of address space that one source's decoding may take before it is quarantined; 0 = no limit."""
+    """GiB that one source's decoding may hold before it is quarantined; 0 = no limit."""
 
     def __post_init__(self):
         if isinstance(self.out, Path):
             object.__setattr__(self, "out", str(self.out))
-        if self.workers < 0 or self.time_limit < 0 or self.memory_gib < 0:
+        if min(self.workers, self.time_limit, self.cpu_limit, self.memory_gib) < 0:
             raise ConfigError(
                 f"workers is {self.workers} (at least 0), time_limit {self.time_limit} s (at least 0), memory_gib "
                 f"{self.memory_gib} (at least 0)"

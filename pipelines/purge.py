@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import tombstones
+from pipelines import storage, tombstones
 from pipelines.clip import SHA_IN_KEY
 from pipelines.storage import Store
 
@@ -36,8 +36,17 @@ def purge(store: Store, work: Path, removed: frozenset[str], uris: Iterable[str]
     for path in left(work, removed, words):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         shutil.rmtree(work / "downloads" / path.stem, ignore_errors=True)
+    _forget_videos(work / "run.json", words)
     for name in naming(store, words):
         store.delete(name)
+
+
+def _forget_videos(path: Path, words: Iterable[bytes]) -> None:
+    """What the run was pointed at may be the very file."""
+    if path.is_file():
+        run, words = json.loads(path.read_bytes()), list(words)
+        kept = [name for name in run.get("videos", ()) if not any(w in json.dumps(name).encode() for w in words)]
+        storage.write_bytes(path, json.dumps({**run, "videos": kept}).encode())
 
 
 def left(work: Path, removed: frozenset[str], words: Iterable[bytes]) -> list[Path]:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,12 @@ WORK = ".work"
 
 @contextlib.contextmanager
 def opened(
-    out: str | Path, recipe: str, settings: Mapping[str, Any], *, work: str | Path | None = None
+    out: str | Path,
+    recipe: str,
+    settings: Mapping[str, Any],
+    *,
+    work: str | Path | None = None,
+    videos: Sequence[str] = (),
 ) -> Iterator[Path]:
     """The work folder of a run, locked for it; made or continued. Other settings than before are said and allowed.
 
@@ -41,7 +46,8 @@ def opened(
     with claimed(out, folder):
         for change in changes(known, settings):
             logger.info("%s: what depends on it is done again", change)
-        write_json(folder / "run.json", {"schema_version": SCHEMA_VERSION, "recipe": recipe, "settings": settings})
+        noted = {"schema_version": SCHEMA_VERSION, "recipe": recipe, "settings": settings, "videos": list(videos)}
+        write_json(folder / "run.json", noted)
         yield folder
 
 

@@ -16,6 +16,8 @@ from pipelines.operators import StageGroup, set_up
 from pipelines.stage import Stage, Work, apply
 from pipelines.stages.fetch import Fetch
 
+PASSING = ("unreachable",)
+"""Reasons that may be gone by the next run, which takes such a source again."""
 SOURCE, PLAN = "source", "plan"
 """What a source's results are recorded under: all its stages, or those before the first that cuts."""
 
@@ -26,6 +28,8 @@ class SourceOperator(StageGroup):
 
     time_limit: float = 0.0
     """Seconds; above 0 the stages run in a child process that is killed at this limit."""
+    cpu_limit: float = 0.0
+    """Seconds of processor time that one source may take; 0 = no limit."""
     memory_limit: float = 0.0
     """GiB that the child may take; 0 = no limit."""
     plan_only: bool = False
@@ -47,7 +51,7 @@ class SourceOperator(StageGroup):
 
     @cached_property
     def _child(self) -> Child:
-        return Child(self._used, self.time_limit, self.memory_limit)
+        return Child(self._used, self.time_limit, self.memory_limit, cpu_limit=self.cpu_limit)
 
     @property
     def _used(self) -> tuple[Stage, ...]:
@@ -94,7 +98,7 @@ class SourceOperator(StageGroup):
             return [unit]
         record = self.ledger.load(unit.fingerprint)
         known = self.recall(unit, record)
-        if known is not None and all(c.rejected or _has_files(c) for c in known):
+        if known is not None and all(c.rejected or _has_files(c) for c in known) and not _may_pass(known):
             return known
         work = self._attempted(unit, record)
         self.meter.add(work)
@@ -146,6 +150,11 @@ class SourceOperator(StageGroup):
             carried["path"] = unit.path
         lineage = {SOURCE: result.key}
         return [replace(Clip.from_row(row), **carried, lineage=lineage) for row in result.rows]
+
+
+def _may_pass(rows: Sequence[Clip]) -> bool:
+    """Whether what a source was put aside for may be gone by now."""
+    return any(row.rejected in PASSING for row in rows)
 
 
 def _has_files(clip: Clip) -> bool:

@@ -12,6 +12,7 @@ from dynamictrl.shards import MEMBERS, open_dataset
 from pipelines import dataset_files, job, plan
 from pipelines.clip import Clip
 from pipelines.clip_operator import ClipOperator
+from pipelines.commands.remove import Remove
 from pipelines.publication import Publication
 from pipelines.source_operator import SourceOperator
 from pipelines.stages.keep_duration import KeepDuration
@@ -258,3 +259,29 @@ def test_a_plan_made_twice_is_the_same_plan(videos: Path, weightless: MakePipeli
     for content in (first, second):
         content.pop("estimate")
     assert first == second
+
+
+def test_a_bucket_gets_the_same_bytes_as_a_folder(videos: Path, bucket: str, weightless: MakePipeline, tmp_path: Path):
+    here = tmp_path / "here" / "set"
+    run(weightless(out=here))
+    there = weightless(out=bucket, work=str(tmp_path / "work"))
+    assert run(there).changed
+    store = Store(bucket)
+    found = {name: store.read(name) for name, _ in store.list()}
+    assert {n: c for n, c in found.items() if not n.startswith("report")} == tree(here)
+    assert "report/index.html" in found
+    assert verify(bucket) == []
+    # From another machine, without the work folder, there is nothing to do either.
+    shutil.rmtree(tmp_path / "work")
+    assert not run(there).changed
+
+
+def test_what_was_taken_down_does_not_come_back(videos: Path, weightless: MakePipeline, tmp_path: Path):
+    run(weightless())
+    Remove(source=str(videos / "b.mp4"), dataset=str(tmp_path / "out")).run()
+    assert verify(tmp_path / "out") == []
+    counts = run(weightless()).description["counts"]
+    assert counts["kept"] == 4
+    assert verify(tmp_path / "out") == []
+    assert b"b.mp4" not in b"".join(content for name, content in tree(tmp_path / "out").items() if "tar" in name)
+    assert not run(weightless()).changed
