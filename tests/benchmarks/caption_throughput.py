@@ -285,8 +285,7 @@ def one_by_one(captioner: Qwen2VLCaptioner, clips: list[Clip], tokens: int) -> R
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
-    cuda = options.device == "cuda"
-    begun = time.perf_counter()
+    cuda, begun = options.device == "cuda", time.perf_counter()
     files = write_files(folder, 4 if options.tiny else options.files, tiny=options.tiny)
     written = time.perf_counter()
     model, preparation = build_model(options.device, tiny=options.tiny), build_preparation()
