@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dynamictrl.clothes_masks import ParsedClothes, Sam3Clothes, clothes_model
+from dynamictrl.clothes_masks import ParsedClothes, Sam3Clothes, Sam3VideoClothes, clothes_model
 from dynamictrl.errors import CheckpointError, ConfigError
 
 
@@ -35,6 +36,9 @@ def tiny_parser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder
+
+
+SIZE, MASK_SIZE = {"height": 112, "width": 112}, {"height": 32, "width": 32}
 
 
 def frames(count: int) -> np.ndarray:
@@ -66,21 +70,21 @@ def test_missing_weights_are_named(tmp_path: Path):
         clothes_model(tmp_path, "cpu", labels=(), prompt="")
 
 
-def sam3_parts(size: int) -> dict[str, object]:
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+def sam3_parts(size: int) -> dict[str, Any]:
+    small = {"hidden_size": 128, "intermediate_size": 32, "num_attention_heads": 2}
     layered = {**small, "num_layers": 1, "dropout": 0.0}
     backbone = {**small, "model_type": "sam3_vit_model", "num_hidden_layers": 2, "image_size": size}
     backbone |= {"pretrain_image_size": size, "patch_size": 14, "window_size": 4, "global_attn_indexes": [1]}
-    text = {"vocab_size": 20, "num_hidden_layers": 1, "max_position_embeddings": 32, "projection_dim": 32}
+    text = {"vocab_size": 20, "num_hidden_layers": 1, "max_position_embeddings": 32, "projection_dim": 128}
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     sizes = [[32, 32], [16, 16], [8, 8]]
     return {
-        "vision_config": {"backbone_config": backbone, "fpn_hidden_size": 32, "backbone_feature_sizes": sizes},
+        "vision_config": {"backbone_config": backbone, "fpn_hidden_size": 128, "backbone_feature_sizes": sizes},
         "text_config": {**small, **text},
         "geometry_encoder_config": layered,
         "detr_encoder_config": layered,
         "detr_decoder_config": {**layered, "num_queries": 5},
-        "mask_decoder_config": {"hidden_size": 32, "num_attention_heads": 2},
+        "mask_decoder_config": {"hidden_size": 128, "num_attention_heads": 2},
     }
 
 
@@ -88,22 +92,26 @@ def sam3_parts(size: int) -> dict[str, object]:
 def tiny_sam3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved Sam3Model of the real class with random weights and a tokenizer of five words."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Sam3Config, Sam3Model, Sam3Processor
+    from transformers import Sam3Config, Sam3Model, Sam3Processor
     from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sam3")
-    Sam3Model(Sam3Config(**sam3_parts(112))).save_pretrained(folder)  # type: ignore[arg-type]
+    Sam3Model(Sam3Config(**sam3_parts(112))).save_pretrained(folder)
+    Sam3Processor(Sam3ImageProcessor(size=SIZE, mask_size=MASK_SIZE), five_words()).save_pretrained(folder)
+    return folder
+
+
+def five_words() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = {word: index for index, word in enumerate(("<unk>", "<s>", "</s>", "clothes", "dress"))}
     plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
-    size, mask_size = {"height": 112, "width": 112}, {"height": 32, "width": 32}
-    Sam3Processor(Sam3ImageProcessor(size=size, mask_size=mask_size), tokenizer).save_pretrained(folder)
-    return folder
 
 
 def test_sam3_is_asked_in_words_for_every_frame(tiny_sam3: Path):
@@ -111,3 +119,41 @@ def test_sam3_is_asked_in_words_for_every_frame(tiny_sam3: Path):
     assert isinstance(segment, Sam3Clothes)
     found = segment(frames(2))
     assert (found.shape, found.dtype) == ((2, 48, 64), bool)
+
+
+def test_sam3_video_finds_what_the_words_name_and_follows_it(tmp_path: Path):
+    import torch
+    from transformers import Sam3VideoConfig, Sam3VideoModel, Sam3VideoProcessor
+    from transformers.models.sam2_video.video_processing_sam2_video import Sam2VideoVideoProcessor
+    from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
+
+    parts = sam3_parts(112)
+    names = ("memory_attention_hidden_size", "memory_encoder_hidden_size", "mask_downsampler_embed_dim")
+    tracker: dict[str, Any] = {
+        "model_type": "sam3_tracker_video",
+        "image_size": 112,
+        "vision_config": parts["vision_config"],
+        "prompt_encoder_config": {"hidden_size": 128, "image_size": 112, "patch_size": 14},
+        "mask_decoder_config": {"hidden_size": 128, "iou_head_hidden_dim": 32, "mlp_dim": 64, "num_attention_heads": 2},
+        "memory_attention_num_layers": 1,
+        "memory_attention_feed_forward_hidden_size": 32,
+        "memory_attention_rope_feat_sizes": [8, 8],
+        "memory_encoder_output_channels": 64,
+        "memory_fuser_embed_dim": 128,
+        "memory_fuser_intermediate_dim": 32,
+        **dict.fromkeys(names, 128),
+    }
+    # Untrained, it must not be asked to be sure.
+    lenient = {"score_threshold_detection": 0.0, "new_det_thresh": 0.0, "det_nms_thresh": 0.9}
+    at_once = {"hotstart_delay": 0, "hotstart_unmatch_thresh": 0, "hotstart_dup_thresh": 0, "low_res_mask_size": 32}
+    known: dict[str, Any] = {**lenient, **at_once}
+    torch.manual_seed(0)
+    config = Sam3VideoConfig(detector_config=parts, tracker_config=tracker, **known)
+    Sam3VideoModel(config).save_pretrained(tmp_path)
+    pictures, video = Sam3ImageProcessor(size=SIZE, mask_size=MASK_SIZE), Sam2VideoVideoProcessor(size=SIZE)
+    Sam3VideoProcessor(pictures, video, five_words()).save_pretrained(tmp_path)
+    segment = clothes_model(tmp_path, "cpu", labels=(), prompt="clothes")
+    assert isinstance(segment, Sam3VideoClothes)
+    found = segment(frames(3))
+    assert (found.shape, found.dtype) == ((3, 48, 64), bool)
+    assert found.any(axis=(1, 2)).all()
