@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +15,23 @@ from dynamictrl.errors import ConfigError, InputError
 from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.video import crop_to_even, encode_video
 from dynamictrl.video_hash import hash_video
+from pipelines import job, storage
 from pipelines.clip import Clip
 from pipelines.commands.fingerprint import FingerprintVideos
 from pipelines.held_out import HeldOut, read_held_out, write_held_out
+from pipelines.pipeline import Pipeline
 from pipelines.stage import run_local
+from pipelines.stages.cut_clips import CutClips
 from pipelines.stages.drop_duplicates import DropDuplicates
 from pipelines.stages.drop_leaks import DropLeaks
+from pipelines.stages.fetch import Fetch
+from pipelines.stages.find_videos import FindVideos
 from pipelines.stages.fingerprint import Fingerprint
+from pipelines.stages.probe import Probe
+from pipelines.stages.split_shots import SplitShots
+from pipelines.stages.write_shards import WriteShards
+from pipelines.verify import verify
+from tests.unit.pipelines.conftest import StandStill
 
 FPS = 12.0
 
@@ -215,3 +225,48 @@ def test_a_held_out_name_that_is_nothing_is_refused_before_any_work(tmp_path: Pa
 def test_a_list_of_another_kind_is_not_written(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"must end in \.jsonl or \.parquet"):
         FingerprintVideos(videos=("x",), out=tmp_path / "list.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded(Pipeline):
+    """A whole pipeline without weights that looks for copies and leaks before anything costly."""
+
+    find: FindVideos = field(default_factory=FindVideos)
+    fetch: Fetch = field(default_factory=Fetch)
+    probe: Probe = field(default_factory=Probe)
+    shots: SplitShots = field(default_factory=SplitShots)
+    cut: CutClips = field(default_factory=lambda: CutClips(longest=8, fps=FPS, width=96, height=128))
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    leaks: DropLeaks = field(default_factory=DropLeaks)
+    duplicates: DropDuplicates = field(default_factory=DropDuplicates)
+    person: StandStill = field(default_factory=StandStill)
+    shards: WriteShards = field(default_factory=lambda: WriteShards(size=1.0))
+
+
+def test_copies_and_leaks_leave_a_run_before_anything_costly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, seed, how in (("a", 0, ""), ("b", 0, "mirrored"), ("c", 1, ""), ("d", 2, "")):
+        storage.write_bytes(tmp_path / "videos" / f"{name}.mp4", video_bytes(seed, how))
+    storage.write_bytes(tmp_path / "held out" / "test.mp4", video_bytes(2))
+    seen: list[str] = []
+    stand = StandStill.process
+
+    def noted(stage: StandStill, clip: Clip) -> object:
+        seen.append(Path(clip.source).stem)
+        return stand(stage, clip)
+
+    monkeypatch.setattr(StandStill, "process", noted)
+    pipeline = Guarded(
+        videos=(str(tmp_path / "videos"),), out=str(tmp_path / "set"), local=True, time_limit=0.0,
+        leaks=DropLeaks(held_out=(str(tmp_path / "held out"),)),
+    )  # fmt: skip
+    counts = job.run("guarded", pipeline).description["counts"]
+    assert counts["rejected"] == {"held_out": 1, "near_duplicate": 1}
+    assert len(seen) == counts["kept"] == 2
+    assert "c" in seen
+    assert verify(tmp_path / "set") == []
+    assert not job.run("guarded", pipeline).changed
+    # Another held-out list is another data set; nothing is posed again for it.
+    counts = job.run("guarded", replace(pipeline, leaks=DropLeaks())).description["counts"]
+    assert counts["rejected"] == {"near_duplicate": 1}
+    assert sorted(seen)[-2:] == ["c", "d"]
+    assert len(seen) == 3

@@ -198,9 +198,7 @@ def test_operators_travel_to_workers_with_their_keys_and_without_what_is_a_proce
     assert "stage_keys" in twin.__dict__
 
 
-def test_the_plan_of_a_source_is_on_record_and_the_cut_goes_on_from_it(
-    make_video: Callable[..., Path], tmp_path: Path
-):
+def test_the_plan_of_a_source_is_on_record_and_the_cut_goes_on_from_it(make_video: Callable[..., Path], tmp_path: Path):
     path = make_video("a.mp4", (1, 24), (2, 36))
     unit = Clip(source=str(path), path=str(path), fingerprint="ff00", work=str(tmp_path))
     stages = (Fetch(), Probe(), SplitShots(), CutClips(longest=2.5, fps=12, width=64, height=64))

@@ -90,7 +90,7 @@ def test_a_run_after_it_leaves_the_shards_as_they_are(out: str, tmp_path: Path):
 def test_killed_at_any_step_and_repeated_it_ends_with_the_same_bytes(out: str, monkeypatch: pytest.MonkeyPatch):
     whole, step = None, 0
     while True:
-        here = f"{out}-{step}"
+        here = f"{out}-{step}/set"
         made(here, 8)
         killed = stopped(
             lambda o=here: reshard(o, 2 * SMALL, "aspect"), step - 1, monkeypatch, bucket=out.startswith("s3")

@@ -132,7 +132,7 @@ def test_an_unknown_source_is_refused_with_the_name_that_was_meant(tmp_path: Pat
 def test_a_takedown_killed_at_any_step_and_repeated_ends_with_the_same_bytes(out: str, monkeypatch: pytest.MonkeyPatch):
     whole, step = None, 0
     while True:
-        here = f"{out}-{step}"
+        here = f"{out}-{step}/set"
         clips = made(here, 8)
         before = Store(here).list("shards")
         killed = stopped(
