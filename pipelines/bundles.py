@@ -18,6 +18,8 @@ LEAST_SECONDS = 2.0
 """Estimated work of a bundle, where there is as much: Ray's own share is then below 4 %."""
 MOST_SECONDS = 15.0
 """More would save little and make the progress jump."""
+CLIPS_FOR_A_GPU = 128
+"""Captions come at 7 clips a second on an H200; the first batch of a bundle is waited for some 2 s."""
 ROUNDS = 4
 """A bundle takes at most this fraction of what is left for a worker, so bundles get smaller towards the end."""
 
@@ -51,6 +53,19 @@ def bundled(units: Sequence[Clip], lanes: int) -> list[list[Clip]]:
         filled += weight
         remaining -= weight
     return bundles
+
+
+def merged(bundles: Sequence[list[Clip]], lanes: int) -> list[list[Clip]]:
+    """Bundles joined until a GPU has enough of one to be worth its start: its batches are decoded ahead within it."""
+    units = sum(map(len, bundles))
+    least = min(CLIPS_FOR_A_GPU, max(1, units // (2 * lanes)))
+    found: list[list[Clip]] = []
+    for bundle in bundles:
+        if found and len(found[-1]) < least:
+            found[-1] += bundle
+        else:
+            found.append(list(bundle))
+    return found
 
 
 def seconds(unit: Clip) -> float:

@@ -55,6 +55,32 @@ class ClipOperator(StageGroup):
         done |= {clip.key: clip for clip in self._attempted([u for u in units if u.key in chosen])}
         return [done.get(unit.key, unit) for unit in units]
 
+    def lacking(self, stage: Stage, clips: Sequence[Clip]) -> list[Clip]:
+        """Of clips that come to one of these stages those without a result of it, their files brought here."""
+        found = []
+        for clip in (clip for clip in clips if not clip.rejected):
+            state, key = self._at(stage, clip)
+            known = state.record.find(stage.name, key)
+            if not state.clip.rejected and (known is None or not self._has(state.clip, stage.name, known)):
+                self._make_ready(stage, state)
+                found.append(state.clip)
+        return found
+
+    def take(self, stage: Stage, clip: Clip, result: Clip, seconds: float = 0.0) -> None:
+        """Records what a stage, run by somebody else, made of a clip that was `lacking`."""
+        state, key = self._at(stage, clip)
+        state.put(stage, key, result, seconds, 0.0)
+        self.ledger.save(clip.key, state.record)
+
+    def _at(self, stage: Stage, clip: Clip) -> tuple[ClipState, str]:
+        """A clip as it comes to a stage, and the key of what is made of it there."""
+        state = ClipState(clip, self.ledger.load(clip.key))
+        for before, key in zip(self.stages, self.stage_keys, strict=True):
+            if before is stage:
+                break
+            state.recall(before, state.key(before, key))
+        return state, state.key(stage, self.stage_keys[self.stages.index(stage)])
+
     def _attempted(self, units: Sequence[Clip]) -> list[Clip]:
         """Units whose process died too often are refused; the others are worked on."""
         names = [unit.key for unit in units]

@@ -1,4 +1,4 @@
-"""The same operators on Ray Data. The only file of this folder that imports Ray.
+"""The same operators on Ray Data. This file and `vllm_captions` alone import Ray here.
 
 Ray moves rows of names and numbers; bytes and outcomes lie on disk, written by the operators themselves. So nothing is
 asked of Ray that it was measured to get wrong: no native checkpoint, no tolerated errors, no retries without end, no
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,16 @@ import ray.exceptions
 from dynamictrl import errors
 from dynamictrl.errors import CheckpointError, ConfigError, DynamiCtrlError
 from pipelines import attempts, lanes, storage
-from pipelines.bundles import bundled, grouped
+from pipelines.bundles import bundled, grouped, merged
 from pipelines.clip import Clip, from_table, to_table
+from pipelines.clip_operator import ClipOperator
+from pipelines.engines import caption_all, engine_stage
 from pipelines.operators import Operator, unit_name
+from pipelines.phases import recalled
 from pipelines.publication import Publication
 from pipelines.ray_watch import Callback, Watch
 from pipelines.runner import Advance, say_committed, units_of
+from pipelines.stages.caption import Caption
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -177,11 +182,17 @@ class RayRunner:
 
     def run(self, operators: Sequence[Operator], units: Sequence[Clip], advance: Advance) -> None:
         """As `Runner.run`; raises what an operator raised about settings or weights."""
+        for place, operator in enumerate(operators):
+            stage = engine_stage(operator)
+            if stage is not None and isinstance(operator, ClipOperator):
+                self._ask_engine(operators[:place], operator, stage, units)
         for operator in operators:
             _failure_note(operator).unlink(missing_ok=True)
         chains = _chains(operators, self._workers)
         given = lanes.shared([chain.need for chain in chains], _cluster(), most=self._workers or len(units))
         bundles = bundled(units, max(lane.workers for lane in given))
+        if any(chain.need.gpus for chain in chains):
+            bundles = merged(bundles, max(lane.workers for lane in given))
         deaths = attempts.MOST * max(map(len, bundles))
         dataset = ray.data.from_arrow([to_table(bundle) for bundle in bundles])
         for chain, lane in zip(chains, given, strict=True):
@@ -197,6 +208,17 @@ class RayRunner:
         finally:
             Callback.watch = None
         self._watch.end()
+
+    def _ask_engine(self, before: Sequence[Operator], operator: ClipOperator, stage: Caption, units: Sequence[Clip]):
+        """Has vLLM caption what comes out of the operators before; the operator itself then finds it on record."""
+        from pipelines import vllm_captions
+
+        if before:
+            self.run(before, units, lambda *_: None)
+        known = (recalled([b for b in before if isinstance(b, ClipOperator)], unit) for unit in units)
+        engines = max(1, int(ray.cluster_resources().get("GPU", 0)))
+        ask = partial(vllm_captions.caption_clips, engines=engines)
+        caption_all(operator, stage, [clip for clip in known if clip is not None], ask)
 
     def commit(self, publication: Publication, shards: Sequence[str], advance: Advance) -> None:
         """As `Runner.commit`: a few shards per task, each of them committed by itself."""

@@ -79,6 +79,7 @@ class Curation(Pipeline):
     faces: BlurFaces = field(default_factory=BlurFaces)
     masks: TrackMasks = field(default_factory=TrackMasks)
     caption: Caption = field(default_factory=Caption)
+    latents: EncodeLatents = field(default_factory=lambda: EncodeLatents(model=""))
     shards: WriteShards = field(default_factory=WriteShards)
 
     def __post_init__(self):

@@ -97,7 +97,9 @@ class Caption(Stage):
 
     @property
     def num_gpus(self) -> float:
-        return self.gpu_share if self.device == "cuda" and self.captioner != SIDECAR else 0.0
+        """None for vLLM, whose engines are not our workers."""
+        own = self.device == "cuda" and self.captioner != SIDECAR and self.engine == "transformers"
+        return self.gpu_share if own else 0.0
 
     @property
     def memory_gib(self) -> float:
@@ -109,7 +111,7 @@ class Caption(Stage):
             check_weights(self.captioner, ["config.json"])
 
     def setup(self) -> None:
-        if self.captioner != SIDECAR:
+        if self.captioner != SIDECAR and self.engine == "transformers":
             _ = self.model
 
     @cached_property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,14 @@ import pytest
 from dynamictrl.errors import ConfigError
 from dynamictrl.video import write_video
 from pipelines.clip import Clip
+from pipelines.clip_operator import ClipOperator
+from pipelines.engines import caption_all, engine_stage
 from pipelines.stages.caption import Caption
 
 ray = pytest.importorskip("ray")
 vllm_captions = pytest.importorskip("pipelines.vllm_captions")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture
@@ -103,6 +98,19 @@ def test_answers_find_their_clips_whatever_order_they_come_in(clips: list[Clip])
             assert len(clip.models["caption sha256"]) == 64
     assert done[7].models["caption prompt"] == stage.second_prompt
     assert done[8].models["caption prompt"] == stage.prompt
+
+
+def test_what_the_engine_said_is_on_record_for_the_workers_that_go_on(clips: list[Clip], tmp_path: Path):
+    stage = Caption("mini/captioner", engine="vllm", max_frames=4)
+    operator = ClipOperator("caption", (stage,), tmp_path)
+    ask = partial(vllm_captions.caption_clips, processor=stand_in)
+    assert engine_stage(operator) is stage
+    assert caption_all(operator, stage, clips[:4], ask) == 4
+    assert caption_all(operator, stage, clips[:4], ask) == 0
+    # The engine's process is gone; what it said is not.
+    done = operator.run_many(clips[:4])
+    assert [clip.caption for clip in done] == [f"Someone in grey {index} walks." for index in range(4)]
+    assert operator.meter.stages == {}
 
 
 def test_the_engine_is_configured_without_rays_own_decoding_and_with_a_fixed_number_of_workers():

@@ -7,7 +7,7 @@ import pytest
 
 from dynamictrl.errors import ConfigError
 from pipelines import bundles
-from pipelines.bundles import bundled, seconds
+from pipelines.bundles import bundled, merged, seconds
 from pipelines.clip import Clip
 from pipelines.lanes import Cluster, Lanes, Need, shared
 
@@ -111,3 +111,13 @@ def test_memory_limits_the_number_of_workers_and_too_little_of_it_is_refused():
     assert lanes[0].workers == 2
     with pytest.raises(ConfigError, match=r"needs 12 GiB of memory \(pose 8, masks 4\) and the cluster has 10"):
         shared([Need("pose", gpus=1, memory_gib=8), Need("masks", memory_gib=4)], Cluster(8, 1, 10), most=9)
+
+
+def test_a_gpu_gets_bundles_that_are_worth_its_start_and_none_is_left_idle():
+    clips = [Clip(key=f"{i:04d}", frames=10, width=64, height=64) for i in range(1000)]
+    single = [[clip] for clip in clips]
+    large = merged(single, 2)
+    assert [clip for bundle in large for clip in bundle] == clips
+    assert {len(bundle) for bundle in large[:-1]} == {128}
+    assert len(merged(single[:6], 2)) == 6
+    assert merged([], 2) == []
