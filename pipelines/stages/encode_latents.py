@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.shards import LATENTS
 from pipelines import storage
 from pipelines.clip import Clip
 from pipelines.stage import Stage, check_weights, resource
@@ -161,6 +160,7 @@ class EncodeLatents(Stage):
 
     def _written(self, clip: Clip, pixels: WindowPixels, prompt: Tensor) -> Clip:
         from dynamictrl.encodings import to_bytes
+        from dynamictrl.shards import LATENTS
 
         by = self._encoded_by
         storage.write_bytes(clip.file(LATENTS), to_bytes(self._encode(pixels, prompt), by))
