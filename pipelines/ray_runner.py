@@ -316,7 +316,9 @@ def _store_bytes() -> Mapping[str, float]:
     """Bytes that the cluster's object stores hold, and have spilled to disk since they were started."""
     from ray._private import internal_api
 
-    stats = internal_api.get_memory_info_reply(internal_api.get_state_from_address()).store_stats
+    # Without its address Ray looks for the only cluster of this machine, and there may be several.
+    state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
+    stats = internal_api.get_memory_info_reply(state).store_stats
     return {"used": stats.object_store_bytes_used, "spilled": stats.spilled_bytes_total}
 
 

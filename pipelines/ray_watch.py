@@ -6,12 +6,15 @@ reads the executor it is handed, whose shape is that of the version pinned in `p
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipelines import metrics
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_STORE_LOOKS = 5.0
@@ -61,10 +64,20 @@ class Watch:
     def _say(self) -> None:
         if time.monotonic() - self._asked > SECONDS_BETWEEN_STORE_LOOKS:
             self._asked = time.monotonic()
-            now, said = self._store(), self._said["object_store"]
-            said["peak"] = max(said["peak"], now["used"])
-            said["spilled"] = max(said["spilled"], now["spilled"])
+            self._look_at_store()
         metrics.say_operators(self._work, self._said)
+
+    def _look_at_store(self) -> None:
+        try:
+            now = self._store()
+        except Exception as problem:
+            # Ray's own numbers, by way of its private parts: a run must not end for want of them.
+            logger.warning("the object store cannot be asked for its size: %s", problem)
+            self._store = lambda: {"used": 0.0, "spilled": 0.0}
+            return
+        said = self._said["object_store"]
+        said["peak"] = max(said["peak"], now["used"])
+        said["spilled"] = max(said["spilled"], now["spilled"])
 
 
 class Callback:
