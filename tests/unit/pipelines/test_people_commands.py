@@ -173,7 +173,8 @@ def test_retry_prints_the_command_that_takes_them_again(dataset: DatasetView, ca
     assert Quarantine(action="retry", dataset=dataset.root, reason="empty_file").run() == 0
     said = capsys.readouterr().out
     assert said.startswith("1 sources and 0 clips will be taken again by")
-    assert f"python -m pipelines filtered --videos SRC --out {dataset.root}" in said
+    assert said.count("python -m pipelines filtered --videos /") == 1
+    assert f" --out {dataset.root}" in said
 
 
 def test_retry_says_so_where_the_work_folder_is_not_at_hand(dataset: DatasetView):
