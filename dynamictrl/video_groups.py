@@ -56,9 +56,12 @@ def find_copies(
 def find_known(
     known: Sequence[VideoHash], hashes: Sequence[VideoHash], *, similarity: float, overlap: float
 ) -> list[Copy]:
-    """Those of `hashes` that show what one of `known` shows, each with the most alike; `keeper` is its place there."""
+    """Those of `hashes` that show what one of `known` shows, each with the most alike; `keeper` is its place there.
+
+    In doubt they do: what is known must not be missed.
+    """
     both = [*known, *hashes]
-    pairs = _Pairs(both, lambda _, __: similarity, overlap)
+    pairs = _Pairs(both, lambda _, __: similarity, overlap, lenient=True)
     best: dict[int, Copy] = {}
     same = [(a, b) for a, b in _identical(both) if a < len(known) <= b]
     for a, b in [*same, *((int(a), int(b)) for a, b in candidates(both, first=len(known)))]:
@@ -75,6 +78,7 @@ class _Pairs:
     hashes: Sequence[VideoHash]
     similarity: Callable[[int, int], float]
     overlap: float
+    lenient: bool = False
     _tracks: dict[int, Track] = field(default_factory=dict)
     _known: dict[tuple[int, int], Likeness | None] = field(default_factory=dict)
 
@@ -90,7 +94,7 @@ class _Pairs:
     def _compared(self, a: int, b: int, enough: float) -> Likeness | None:
         if _content(self.hashes[a]) == _content(self.hashes[b]):
             return Likeness(1.0, self.hashes[a].seconds, 0.0, mirrored=False)
-        return compare(self._track(a), self._track(b), overlap=self.overlap, enough=enough)
+        return compare(self._track(a), self._track(b), overlap=self.overlap, enough=enough, lenient=self.lenient)
 
     def _track(self, place: int) -> Track:
         if len(self._tracks) > MOST_TRACKS:

@@ -83,6 +83,24 @@ def test_another_take_in_the_same_room_is_no_copy(person: int, motion: int, acti
     assert similarity(original, hashed(scene(person, motion, 1, action))) < LIKE - 0.1
 
 
+def test_two_takes_under_one_sway_of_the_camera_are_no_copies_but_in_doubt():
+    takes = [MarionetteScene(1, motion, 1, action=a, close_up=False) for motion, a in ((107, "box"), (109, "wave"))]
+    box, wave = [Track(hashed(t.render(96, 192, 144, 24.0, supersampling=1).frames, 24.0, 20)) for t in takes]
+    assert compare(box, wave) is None
+    in_doubt = compare(box, wave, lenient=True)
+    assert in_doubt is not None
+    assert in_doubt.similarity >= LIKE
+
+
+@pytest.mark.parametrize("cut", [(0, 0, 0.07, 0.02), (0.08, 0, 0.03, 0.07)])
+def test_edges_cut_off_unevenly_are_made_out(cut: tuple[float, ...], take: Frames, original: VideoHash):
+    rows, columns = take.shape[1:3]
+    top, bottom, left, right = cut
+    part = take[:, round(top * rows) : round((1 - bottom) * rows), round(left * columns) : round((1 - right) * columns)]
+    assert similarity(original, hashed(part)) >= LIKE
+    assert similarity(hashed(part), original) >= LIKE
+
+
 def test_two_clips_that_follow_one_another_are_no_copies():
     long = scene(3, 4, 3, "walk", frames=140)
     assert similarity(hashed(long[:70]), hashed(long[70:])) < LIKE
