@@ -23,7 +23,6 @@ from pipelines import (
     derived_files,
     keys,
     licences,
-    meter,
     metrics,
     phases,
     progress,
@@ -37,6 +36,7 @@ from pipelines.pipeline import Pipeline
 from pipelines.publication import Publication
 from pipelines.runner import LocalRunner, Runner
 from pipelines.source_operator import PASSING, SOURCE, SourceOperator
+from pipelines.stage import placed
 from pipelines.stage_list import stage_list
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,6 @@ class _Job:
         if known is not None:
             return Outcome(known, changed=False)
         attempts.sweep(self.work)
-        meter.sweep(self.work)
         with metrics.exported(self.work, self.pipeline.metrics_port) as self._numbers:
             try:
                 clips = self._decide(sources)
@@ -130,7 +129,7 @@ class _Job:
         for phase in self.phases:
             clips = self._through(phase.operators, clips, sources)
             for stage in phase.decisions:
-                clips = [_decided_by(stage.name, clip) for clip in stage.decide(clips)]
+                clips = [placed(stage, clip) for clip in stage.decide(clips)]
         return clips
 
     def _cut(self, todo: Sequence[Clip]) -> None:
@@ -218,12 +217,7 @@ class _Job:
         """The runner, started when there is work: a finished run starts no cluster."""
         if self._runner is None:
             _check_gpus([operator for phase in self.phases for operator in phase.operators])
-            if self.pipeline.local:
-                self._runner = LocalRunner()
-            else:
-                from pipelines.ray_runner import RayRunner
-
-                self._runner = RayRunner(self.pipeline.workers)
+            self._runner = runner_of(self.pipeline)
         return self._runner
 
     def _finish(self, sources: Sequence[Clip], clips: list[Clip]) -> Outcome:
@@ -233,6 +227,15 @@ class _Job:
         (self.work / FORGOTTEN).unlink(missing_ok=True)
         shutil.rmtree(self.work / "clips", ignore_errors=True)
         return Outcome(dict(outcome.description), outcome.changed)
+
+
+def runner_of(pipeline: Pipeline) -> Runner:
+    """Where a pipeline runs: in this process, or on Ray, which is started or joined here."""
+    if pipeline.local:
+        return LocalRunner()
+    from pipelines.ray_runner import RayRunner
+
+    return RayRunner(pipeline.workers)
 
 
 def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False, run_id: str = "") -> SourceOperator:
@@ -247,10 +250,6 @@ def source_operator(pipeline: Pipeline, work: Path, *, plan_only: bool = False, 
         memory_limit=pipeline.memory_gib,
         plan_only=plan_only,
     )
-
-
-def _decided_by(stage: str, clip: Clip) -> Clip:
-    return replace(clip, stage=stage) if clip.rejected and not clip.stage else clip
 
 
 def _undecided(unit: str, work: Path) -> DatasetError:

@@ -17,7 +17,6 @@ from pipelines import costs, job, keys, storage
 from pipelines.clip import Clip
 from pipelines.pipeline import Pipeline
 from pipelines.progress import Progress
-from pipelines.runner import LocalRunner, Runner
 from pipelines.stage import Cost, Stage
 
 NAME = "plan.json"
@@ -63,20 +62,12 @@ def _text(content: dict[str, Any]) -> bytes:
 
 
 def _read(pipeline: Pipeline, operator: Any, todo: Sequence[Clip]) -> None:  # noqa: ANN401
-    runner = _runner(pipeline)
+    runner = job.runner_of(pipeline)
     try:
         with Progress("plan", len(todo), "sources") as progress:
             runner.run([operator], todo, progress.advance)
     finally:
         runner.close()
-
-
-def _runner(pipeline: Pipeline) -> Runner:
-    if pipeline.local:
-        return LocalRunner()
-    from pipelines.ray_runner import RayRunner
-
-    return RayRunner(pipeline.workers)
 
 
 def _content(recipe: str, pipeline: Pipeline, read: dict[str, list[Clip]], spent: dict[str, Cost]) -> dict[str, Any]:

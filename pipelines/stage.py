@@ -181,7 +181,7 @@ def step(stage: Stage, clips: Sequence[Clip]) -> list[Clip]:
             done = list(stage.process_many(live))
             if len(done) == len(live):
                 results = iter(done)
-                return [clip if clip.rejected else _placed(stage, next(results)) for clip in clips]
+                return [clip if clip.rejected else placed(stage, next(results)) for clip in clips]
             logger.warning("%s gave %d results for %d clips; taking them one by one", stage.name, len(done), len(live))
         except Exception as problem:
             _raise_if_nobodys(problem)
@@ -199,10 +199,11 @@ def _step(stage: Stage, clip: Clip) -> list[Clip]:
         results = [_refused(stage, clip, problem)]
     if not results:
         results = [clip.reject("nothing_found", f"{stage.name} found nothing in it")]
-    return [_placed(stage, result) for result in results]
+    return [placed(stage, result) for result in results]
 
 
-def _placed(stage: Stage, clip: Clip) -> Clip:
+def placed(stage: Stage, clip: Clip) -> Clip:
+    """A refused row with the stage that refused it on it."""
     return replace(clip, stage=stage.name) if clip.rejected and not clip.stage else clip
 
 
