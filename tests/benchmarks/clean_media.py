@@ -76,6 +76,21 @@ class Variant:
         return f"{self.kind}-{self.seed}-{self.codec}-{self.size[1]}x{self.size[0]}-{rate}fps.{self.container}"
 
 
+def leaping(frames_FHWC: NDArray[np.uint8], at: int, ticks: int) -> bytes:
+    """A Matroska video of 25 frames per second whose times leap ahead by `ticks` frames at frame `at`."""
+    buffer, step = io.BytesIO(), Fraction(1, 25)
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames_FHWC.shape[1:3], "yuv420p"
+        stream.codec_context.time_base = step
+        for index, picture in enumerate(frames_FHWC):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index + ticks * (index >= at), step
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
 def moving(frames: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
     """[F, H, W, 3]: a texture that slides by two pixels a frame, and a square that runs."""
     rng = np.random.default_rng(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from fractions import Fraction
 from itertools import pairwise
 
 import av
@@ -15,7 +13,7 @@ import pytest
 from dynamictrl.video import encode_video, read_video
 from dynamictrl.video_bitstream import has_hole, nal_length_size
 from dynamictrl.video_damage import Condition, Inspection, decoder_complaints
-from tests.benchmarks.clean_media import Variant, cut_at_an_open_group, joined_late, made, moving, variants
+from tests.benchmarks.clean_media import Variant, cut_at_an_open_group, joined_late, leaping, made, moving, variants
 
 
 def smooth_clip(frames: int = 60) -> bytes:
@@ -84,17 +82,7 @@ def test_a_cut_file_and_a_damaged_one_are_told_apart(clip: bytes):
 
 
 def test_times_that_are_missing_or_leap_are_counted():
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 25)
-        for index, picture in enumerate(moving(30, 64, 64, 0)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index + 100 * (index >= 20), Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    (gap,) = seen(buffer.getvalue()).gaps
+    (gap,) = seen(leaping(moving(30, 64, 64, 0), at=20, ticks=100)).gaps
     assert (round(gap.start, 2), round(gap.end, 2)) == (0.76, 4.8)
 
 

@@ -13,7 +13,6 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -30,7 +29,7 @@ from pipelines.stages.cut_clips import CutClips
 from pipelines.stages.fetch import Fetch
 from pipelines.stages.probe import Probe
 from pipelines.stages.split_shots import SplitShots
-from tests.benchmarks.clean_media import Variant, made, moving
+from tests.benchmarks.clean_media import Variant, leaping, made, moving
 
 FPS = 12
 
@@ -166,17 +165,7 @@ def unknown_codec(data: bytes) -> bytes:
 
 def standing_still_for_hours() -> bytes:
     """Times that leap: resampled to a constant rate, it would yield frames for ever."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 25)
-        for index, picture in enumerate(moving(80, 96, 128, 5)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index + (25 * 3600 * 20 if index >= 40 else 0), Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+    return leaping(moving(80, 96, 128, 5), at=40, ticks=25 * 3600 * 20)
 
 
 def frozen() -> bytes:
