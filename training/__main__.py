@@ -17,9 +17,10 @@ import tyro
 
 from dynamictrl.errors import DynamiCtrlError
 from training.attention import AttentionStudy, study
-from training.config import Evaluation, Recipe, Run
+from training.config import Recipe, Run
 from training.conversion import Convert
 from training.recipes import RECIPES
+from training.settings.evaluation import Evaluation
 
 Quiet = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError, InputError
-from training.config import Device
+from training.settings.workers import Device
 
 if TYPE_CHECKING:
     import numpy as np

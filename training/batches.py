@@ -23,8 +23,8 @@ from dynamictrl import conditioning, encodings, latents, objective
 from dynamictrl.encodings import EncodedBy, Encodings
 from dynamictrl.shards import LATENTS, read_sample
 from dynamictrl.windows import WindowPixels, read_window
-from training.config import Clips
 from training.data import Draw, Order
+from training.settings.clips import Clips
 
 CacheKey = tuple[str, int]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from training.config import PoseControl
+from training.settings.model import PoseControl
 
 if TYPE_CHECKING:
     from dynamictrl.base_conversion import Conversion

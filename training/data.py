@@ -24,7 +24,7 @@ from dynamictrl.encodings import EncodedBy, read_encoded_by
 from dynamictrl.errors import DatasetError
 from dynamictrl.shards import LATENTS, DatasetFolder, open_dataset
 from dynamictrl.windows import Window, window_starts
-from training.config import Clips
+from training.settings.clips import Clips
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,11 @@ from dynamictrl import weights
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.shards import read_sample, write_json
 from dynamictrl.windows import Window, WindowPixels, read_window
-from training.config import Clips, Device, Evaluation
 from training.data import Entry, build_index
 from training.plan import check_shape
+from training.settings.clips import Clips
+from training.settings.evaluation import Evaluation
+from training.settings.workers import Device
 
 if TYPE_CHECKING:
     from dynamictrl.animation import DynamiCtrlPipeline

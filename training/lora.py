@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dynamictrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training.config import Model
+    from training.settings.model import Model
 
 LoraPart = Literal["attention", "feed_forward", "pose_control"]
 

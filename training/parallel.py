@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from dynamictrl.errors import ConfigError
-from training.config import Recipe, Workers
+from training.config import Recipe
+from training.settings.workers import Workers
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -31,6 +32,18 @@ class Place:
     rank: int
     size: int
     device: torch.device
+    sequence_parallel: int = 1
+    """Neighbouring ranks that share one clip."""
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the samples this worker takes."""
+        return self.rank // self.sequence_parallel
+
+    @property
+    def data_size(self) -> int:
+        """In how many shares the samples go."""
+        return self.size // self.sequence_parallel
 
     @property
     def is_first(self) -> bool:
@@ -38,8 +51,9 @@ class Place:
         return self.rank == 0
 
 
-def join(workers: Workers) -> Place:
+def join(recipe: Recipe) -> Place:
     """Makes this process a worker: threads, device, process group (of one, where no launcher has made one)."""
+    workers = recipe.workers
     if workers.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda and this machine has no CUDA device; use --device cpu", param="device")
     if workers.device == "cpu":
@@ -54,7 +68,7 @@ def join(workers: Workers) -> Place:
     device = torch.device("cpu" if workers.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Place(rank, size, device)
+    return Place(rank, size, device, recipe.speed.sequence_parallel)
 
 
 def _start_group(workers: Workers) -> None:
@@ -65,11 +79,11 @@ def _start_group(workers: Workers) -> None:
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
-def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
-    """The engine's settings for a recipe."""
+def deepspeed_config(recipe: Recipe, workers: int) -> dict[str, Any]:
+    """The engine's settings for a recipe on so many workers."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": recipe.optimization.micro_batch_size,
-        "gradient_accumulation_steps": recipe.accumulation,
+        "gradient_accumulation_steps": recipe.accumulation_of(workers),
         "gradient_clipping": recipe.optimization.max_grad_norm,
         "zero_optimization": {
             "stage": recipe.workers.zero_stage,
@@ -83,7 +97,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
     return config
 
 
-def make_engine(transformer: nn.Module, recipe: Recipe) -> DeepSpeedEngine:
+def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpeedEngine:
     """The transformer as a DeepSpeed engine with AdamW over what learns."""
     import deepspeed
 
@@ -96,7 +110,9 @@ def make_engine(transformer: nn.Module, recipe: Recipe) -> DeepSpeedEngine:
         weight_decay=recipe.optimization.weight_decay,
         fused=recipe.workers.device == "cuda",
     )
-    engine, *_ = deepspeed.initialize(model=transformer, optimizer=optimizer, config=deepspeed_config(recipe))
+    engine, *_ = deepspeed.initialize(
+        model=transformer, optimizer=optimizer, config=deepspeed_config(recipe, place.size)
+    )
     return engine
 
 
@@ -142,6 +158,11 @@ def gather_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
         if first and name in engine.module.state_dict():
             whole[name] = buffer.detach().cpu().clone()
     return whole if first else None
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def peak_memory_gib(device: torch.device) -> float:

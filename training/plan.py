@@ -78,7 +78,7 @@ class Plan:
         """Why it does not fit, and the way out."""
         return (
             f"this needs {self.total_gb * GB / GIB:.1f} GiB per GPU and a GPU has {self.gpu_memory_gib:.1f} GiB; use "
-            "more GPUs, a higher --zero-stage, --recompute-activations True, or fewer frames or pixels"
+            "more GPUs, a higher --zero-stage, --recompute all, or fewer frames or pixels"
         )
 
     def text(self) -> str:
@@ -267,7 +267,7 @@ def memory(
     carried = 2 if recipe.model.pose_control in ("padaln", "padaln_residual", "cross_attention") else 1
     stream = tokens * d * weight * recipe.optimization.micro_batch_size
     kept = blocks * carried * stream + ACTIVATION_COPIES * stream
-    if not recipe.model.recompute_activations:
+    if recipe.speed.recompute == "none":
         kept = blocks * (ACTIVATION_COPIES + carried - 1) * stream
     frozen = (COGVIDEOX_VAE + T5_XXL_ENCODER) * weight if config["text_embed_dim"] == 4096 else 0
     expert = {"pose encoder": pose_encoder_memory(recipe, config, weight) / GB}

@@ -21,7 +21,8 @@ from training.callbacks.metrics_file import read_lines
 from training.callbacks.progress import Progress
 from training.callbacks.recording import record
 from training.checkpoint import RunFolder
-from training.config import Run, Workers
+from training.config import Run
+from training.settings.workers import Workers
 from training.tracking import TrackedRun
 
 logger = logging.getLogger(__name__)

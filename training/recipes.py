@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.config import Clips, Masked, Model, Optimization, PoseControl, Recipe, Records, Workers
+from training.config import Recipe
 from training.lora import Lora
+from training.settings.checkpoints import Checkpoints
+from training.settings.clips import Clips, Masked
+from training.settings.model import Model, PoseControl
+from training.settings.optimization import Optimization
+from training.settings.records import Records
+from training.settings.speed import Speed
+from training.settings.workers import Workers
 
 
 def dynamictrl_5b() -> Recipe:
@@ -101,7 +108,7 @@ def dynamictrl_5b_lora() -> Recipe:
 def mini() -> Recipe:
     """Minutes on two CPU cores: goes on with the shipped mini DynamiCtrl on clips of your own, 2 Ray workers."""
     return Recipe(
-        model=Model(base="mini/dynamictrl", recompute_activations=False),
+        model=Model(base="mini/dynamictrl"),
         clips=Clips(
             height=192,
             width=128,
@@ -118,7 +125,9 @@ def mini() -> Recipe:
             steps=40, batch_size=4, micro_batch_size=2, learning_rate=2e-5, warmup_steps=5, weight_decay=1e-4
         ),
         workers=Workers(num_workers=2, device="cpu", zero_stage=2, precision="fp32", threads_per_worker=1),
-        records=Records(checkpoint_every=20, log_every=5),
+        speed=Speed(compile_blocks=False, recompute="none"),
+        checkpoints=Checkpoints(checkpoint_every=20),
+        records=Records(log_every=5),
     )
 
 
@@ -153,7 +162,8 @@ def tiny_on_cpu() -> Recipe:
         clips=replace(small.clips, height=32, width=32, num_frames=5),
         optimization=replace(small.optimization, steps=4, batch_size=2, micro_batch_size=1, warmup_steps=0),
         workers=replace(small.workers, num_workers=0, zero_stage=2, threads_per_worker=0),
-        records=replace(small.records, checkpoint_every=2, log_every=1),
+        checkpoints=replace(small.checkpoints, checkpoint_every=2),
+        records=replace(small.records, log_every=1),
     )
 
 

@@ -10,8 +10,9 @@ import torch
 from dynamictrl import weights
 from dynamictrl.base_weights import from_base
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
-from training.config import Model, Recipe
+from training.config import Recipe
 from training.lora import Lora
+from training.settings.model import Model
 
 if TYPE_CHECKING:
     from dynamictrl.animation import DynamiCtrlPipeline
@@ -83,8 +84,6 @@ def _transformer(folder: object, model: Model, dtype: torch.dtype) -> DynamiCtrl
     )
     if not model.learn_pose:
         transformer.silence_pose()
-    if model.recompute_activations:
-        transformer.enable_gradient_checkpointing()
     transformer.requires_grad_(True).train()
     if not model.learn_pose:
         for block in transformer.transformer_blocks:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dynamictrl import objective
-from training.config import Optimization
+from training.settings.optimization import Optimization
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -22,7 +22,7 @@ PEAK_TFLOPS = {"H200": 989.4, "H100": 989.4, "H20": 148.0, "A100": 312.0, "B200"
 
 
 def forward_backward(engine: DeepSpeedEngine, schedule: objective.Schedule, batch: Batch) -> Tensor:
-    """Adds one micro-batch's gradients and returns its mean loss."""
+    """Adds one micro-batch's gradients and returns its losses [B], detached."""
     losses = objective.training_loss(
         engine,
         schedule,
@@ -33,9 +33,8 @@ def forward_backward(engine: DeepSpeedEngine, schedule: objective.Schedule, batc
         batch.timesteps,
         batch.noise,
     )
-    loss = losses.mean()
-    engine.backward(loss)
-    return loss.detach()
+    engine.backward(losses.mean())
+    return losses.detach()
 
 
 def learning_rate(optimization: Optimization, step: int) -> float:

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import ConfigError
-from training.config import Clips, Model, Optimization, Records, Run, differences
+from training.config import Run, differences
 from training.recipes import RECIPES, mini
+from training.settings.checkpoints import Checkpoints
+from training.settings.clips import Clips
+from training.settings.model import Model
+from training.settings.optimization import Optimization
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -36,7 +40,7 @@ def test_a_setting_unknown_to_this_release_is_named(tmp_path: Path):
         (lambda: Clips(num_frames=0), "num_frames"),
         (lambda: Optimization(steps=0), "steps"),
         (lambda: Optimization(learning_rate=-1), "learning_rate"),
-        (lambda: Records(keep_checkpoints=0), "keep_checkpoints"),
+        (lambda: Checkpoints(keep_checkpoints=0), "keep_checkpoints"),
         (lambda: Model(learn_pose=False, pose_control="direct_addition"), "learn_pose"),
         (lambda: replace(mini(), optimization=replace(mini().optimization, batch_size=3)), "choose a multiple of"),
     ],

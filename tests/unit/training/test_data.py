@@ -14,8 +14,8 @@ from dynamictrl.errors import DatasetError
 from dynamictrl.pose import NUM_KEYPOINTS, VISIBLE, PoseSequence
 from dynamictrl.shards import read_sample
 from dynamictrl.windows import Window, crop_pose, frame_indices, read_window, window_starts
-from training.config import Clips
 from training.data import Order, build_index, positions, timesteps
+from training.settings.clips import Clips
 
 CLIPS = Clips(height=32, width=32, num_frames=5, fps=12.0)
 

@@ -17,9 +17,10 @@ from training import checkpoint
 from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile, read_lines
 from training.checkpoint import RunFolder
-from training.config import PoseControl, Recipe, Run
+from training.config import Recipe, Run
 from training.data import build_index
 from training.recipes import tiny_on_cpu
+from training.settings.model import PoseControl
 from training.step import learning_rate
 from training.trainer import train
 
@@ -179,7 +180,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(recipe: Recipe, small_dataset
 def test_half_written_checkpoints_are_passed_by_and_only_the_newest_are_kept(
     recipe: Recipe, small_dataset: Path, tmp_path: Path
 ):
-    short = replace(recipe, records=replace(recipe.records, checkpoint_every=1, keep_checkpoints=2))
+    short = replace(recipe, checkpoints=replace(recipe.checkpoints, checkpoint_every=1, keep_checkpoints=2))
     run = run_of(short, small_dataset, tmp_path / "run")
     left_over = RunFolder(run.out).checkpoints / ".step-00000009.tmp"
     left_over.mkdir(parents=True)

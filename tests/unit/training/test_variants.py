@@ -22,8 +22,9 @@ from dynamictrl.errors import ConfigError
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
 from training import starting_weights
 from training.batches import Batch, Collator, FrozenModels, Loader, image_scale
-from training.config import Lora, Recipe, Run
+from training.config import Recipe, Run
 from training.data import Order, build_index
+from training.lora import Lora
 from training.recipes import RECIPES, tiny_on_cpu
 
 CPU = torch.device("cpu")
