@@ -16,7 +16,7 @@ import torch
 
 from dynamictrl.errors import DynamiCtrlError
 from dynamictrl.objective import Schedule
-from training import acceleration, checkpoint, parallel, starting_weights, step
+from training import acceleration, export, parallel, starting_weights, step
 from training.callbacks import Callback
 from training.checkpoint import RunFolder
 from training.config import Run
@@ -117,7 +117,7 @@ class Trainer:
     def _export(self, done: int, metrics: dict[str, float]) -> Path:
         gathered = self._average.gather() if self._average else parallel.gather_weights(self._engine)
         if gathered is not None:
-            checkpoint.export(self._pipeline, gathered, self._run, self._facts(done, metrics))
+            export.export(self._pipeline, gathered, self._run, self._facts(done, metrics))
             shutil.rmtree(self._folder.encodings, ignore_errors=True)
             for callback in self._callbacks:
                 callback.on_export(done, self._folder.model)
