@@ -1,0 +1,365 @@
+"""Memory of one worker by component, at the moment that needs most of it, and how many blocks' tensors it can keep.
+
+Pure arithmetic: what DeepSpeed 0.19.8 allocates and when (`deepspeed/runtime/zero/stage_1_and_2.py`, `stage3.py`,
+`bf16_optimizer.py`), and counts of [tokens, width] tensors that a block keeps, named below with where they come from.
+Four moments are compared: the encoding of a clip, the backward pass block by block (kept tensors shrink while
+gradients grow), and the optimizer's step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynamictrl.errors import ConfigError
+from training import shapes
+from training.config import Recipe
+
+GB = 1e9
+GIB = 2**30
+
+# Tensors of [tokens, width] in the model's precision, for a block with a pose stream (padaln), its inputs included.
+INPUT_TENSORS = 2
+"""Text and video, and the pose: what a block gets, kept under every policy."""
+ATTENTION_TENSORS = 3
+"""The inputs, and the attention's output (its log-sum is 1/32 of one and left out)."""
+WHOLE_TENSORS_COMPILED = 12
+"""Inputs 2, queries, keys and values 3, attention output 1, its projection 1, feed-forward 4 before its activation
+and 1 after; what torch.compile can compute anew from these at no matmul is not kept. gpu.md gives 2 + 1 + 41 GB / 42."""
+WHOLE_TENSORS_EAGER = 28
+"""Every intermediate; from the batch sizes 1, 2, 4 measured eager (46.3, 55.5, 78.3 GiB): 11.4 GiB a sample."""
+LIVE_TENSORS_COMPILED = 25
+"""Of the one block whose gradients are being computed, at its fullest: 45.8 GiB measured compiled at batch 1."""
+LIVE_TENSORS_EAGER = 30
+"""The same without compilation: 46.3 GiB measured at batch 1."""
+CROSS_ATTENTION_TENSORS = 6
+"""More for a second attention: queries, keys, values, output, projection, and its gradient's copy."""
+EXCHANGE_TENSORS = 4
+"""More where workers share a clip: queries, keys, values and output on their way to another split."""
+
+CUDA_CONTEXT = 1.0e9
+"""Bytes outside torch's allocator: the context, cuDNN, NCCL."""
+WORKSPACE = 0.5e9
+"""Bytes inside it that no component below names: cuBLAS workspaces, the batch, rotary tables (measured 0.46 GiB)."""
+FRAGMENTATION = 0.05
+"""Share of what comes and goes in a step that the allocator cannot place tightly."""
+REDUCE_BUCKET = 500_000_000
+"""Gradient elements that DeepSpeed sends at once; its default."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Parameters that ZeRO-3 holds gathered at once; its default."""
+PARAMETER_GROUPS = 1
+"""Into how many groups of about one size the optimizer's parameters go: its step works on one after the other."""
+ENCODE_BYTES_PER_PIXEL = {"frame": 6_200, "clip": 26_900}
+"""The VAE's working memory by pixels of a picture; measured untiled at 768x1360: 6.4 and 26.6 GiB with its weights."""
+
+HOST_BYTES_PER_WORKER = 6e9
+"""A worker process's own host memory: libraries and pinned batches."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of how many blocks the backward pass finds what; the `whole` blocks are the first, then `attention`'s."""
+
+    whole: int
+    """All that the backward pass needs."""
+    attention: int
+    """The block's inputs and its attention's output."""
+    inputs: int
+    """The block's inputs alone."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one worker at its fullest moment; sizes are decimal GB, as GPU vendors count."""
+
+    moment: str
+    """`encoding`, `backward pass` or `optimizer step`."""
+    device_gb: dict[str, float]
+    """By component, at that moment."""
+    host_gb: dict[str, float]
+    """Host memory by component."""
+    kept: Kept
+
+    @property
+    def total_gb(self) -> float:
+        """Of the device."""
+        return sum(self.device_gb.values())
+
+    @property
+    def allocated_gib(self) -> float:
+        """What `torch.cuda.max_memory_allocated` will say."""
+        outside = self.device_gb["context"] + self.device_gb["fragmentation"]
+        return (self.total_gb - outside) * GB / GIB
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A recipe on so many workers, with what its memory follows from."""
+
+    recipe: Recipe
+    config: Mapping[str, Any]
+    tokens: int
+    workers: int
+    precomputed: bool
+
+    @property
+    def weight(self) -> int:
+        return 2 if self.recipe.workers.precision == "bf16" else 4
+
+    @property
+    def parameters(self) -> int:
+        return shapes.transformer_parameters(self.config, self.recipe.model.pose_control) + self._pose_encoder
+
+    @property
+    def trained(self) -> int:
+        recipe = self.recipe
+        return shapes.trained_parameters(recipe, self.config, self.parameters - self._pose_encoder) + self._pose_encoder
+
+    @property
+    def frozen(self) -> int:
+        return self.parameters if self.recipe.lora.lora_rank else 0
+
+    @property
+    def _pose_encoder(self) -> int:
+        if self.recipe.model.pose_encoding != "expert":
+            return 0
+        return shapes.pose_encoder_parameters(self.config["out_channels"])
+
+    @property
+    def stream(self) -> float:
+        """Bytes of one [tokens, width] tensor on one worker."""
+        return self.tokens * shapes.width(self.config) * self.weight / self.recipe.speed.sequence_parallel
+
+    @property
+    def blocks(self) -> int:
+        return self.config["num_layers"]
+
+    @property
+    def accumulates(self) -> bool:
+        return self.recipe.accumulation_of(self.workers) > 1
+
+
+def kept_blocks(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    tokens: int,
+    workers: int,
+    gpu_memory_gib: float,
+    *,
+    precomputed: bool = False,
+) -> Kept:
+    """How many blocks keep what for the backward pass, by `speed.recompute` and the memory of a GPU.
+
+    `tokens` are those of the largest micro-batch, text included, before workers share them. `precomputed` says that no
+    clip is encoded on the device. `auto` first keeps attention outputs, which cost least for the time they save, then
+    whole blocks, and leaves `memory_reserve_gib` free. Raises ConfigError where not even the inputs fit.
+    """
+    job = _Job(recipe, config, tokens, workers, precomputed)
+    fixed = {"all": Kept(0, 0, job.blocks), "attention": Kept(0, job.blocks, 0), "none": Kept(job.blocks, 0, 0)}
+    if recipe.speed.recompute != "auto":
+        return fixed[recipe.speed.recompute]
+    limit = (gpu_memory_gib - recipe.speed.memory_reserve_gib) * GIB / GB
+
+    def fits(kept: Kept) -> bool:
+        return _at_fullest(job, kept).total_gb <= limit
+
+    choices = [Kept(0, n, job.blocks - n) for n in range(job.blocks + 1)]
+    choices += [Kept(n, job.blocks - n, 0) for n in range(1, job.blocks + 1)]
+    if not fits(choices[0]):
+        needed = _at_fullest(job, choices[0])
+        raise ConfigError(
+            f"a worker needs {needed.total_gb * GB / GIB:.1f} GiB in its {needed.moment} even if every block is "
+            f"computed twice, and its GPU has {gpu_memory_gib:.1f} GiB of which {recipe.speed.memory_reserve_gib:g} "
+            "stay free (--memory-reserve-gib); `python -m training plan RECIPE` shows what would fit",
+            code="does_not_fit",
+            param="recompute",
+        )
+    low, high = 0, len(choices) - 1
+    while low < high:  # more kept is never less memory
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(choices[middle]) else (low, middle - 1)
+    return choices[low]
+
+
+def memory(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    tokens: int,
+    workers: int,
+    kept: Kept,
+    *,
+    precomputed: bool = False,
+) -> Memory:
+    """Of one worker that keeps so much; the arguments are `kept_blocks`'s."""
+    return _at_fullest(_Job(recipe, config, tokens, workers, precomputed), kept)
+
+
+def _at_fullest(job: _Job, kept: Kept) -> Memory:
+    standing = _standing(job)
+    moments = {
+        "encoding": _encoding(job),
+        "backward pass": _backward(job, kept),
+        "optimizer step": _step(job),
+    }
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    passing = moments[moment]
+    parts = standing | {
+        **passing,
+        "workspace": WORKSPACE,
+        "context": CUDA_CONTEXT,
+        "fragmentation": FRAGMENTATION * sum(passing.values()),
+    }
+    return Memory(moment, {name: size / GB for name, size in parts.items() if size}, _host(job), kept)
+
+
+def _standing(job: _Job) -> dict[str, float]:
+    """Bytes that are there all the time."""
+    workers, trained = job.recipe.workers, job.trained
+    gathered = min(LIVE_PARAMETERS, job.parameters) * job.weight if workers.zero_stage == 3 and job.workers > 1 else 0
+    weights = (job.frozen + trained) * job.weight
+    return {
+        "weights": weights / (job.workers if workers.zero_stage == 3 else 1),
+        "gathered weights": gathered,
+        "optimizer states": 0 if workers.offload_optimizer else 12 * trained / job.workers,
+        "moving average": 4 * trained / job.workers if job.recipe.optimization.ema_decay else 0,
+        "frozen encoders": _encoders(job),
+    }
+
+
+def _encoders(job: _Job) -> float:
+    """Bytes of the VAE and the text encoder, where they are on the device."""
+    if job.config["text_embed_dim"] != 4096:
+        return 0  # a mini's
+    needs_vae = job.recipe.clips.image_noise or not job.precomputed
+    text = 0 if job.precomputed else shapes.T5_XXL_ENCODER
+    return (text + (shapes.COGVIDEOX_VAE if needs_vae else 0)) * job.weight
+
+
+def _encoding(job: _Job) -> dict[str, float]:
+    """While a clip goes through the VAE, between two backward passes."""
+    clips = job.recipe.clips
+    whole, one = not job.precomputed and clips.num_frames > 1, clips.image_noise or not job.precomputed
+    per_pixel = ENCODE_BYTES_PER_PIXEL["clip"] if whole else ENCODE_BYTES_PER_PIXEL["frame"] if one else 0
+    if job.config["text_embed_dim"] != 4096:
+        per_pixel /= 16  # a mini's VAE
+    return {
+        "gradients": _gradients(job, 1.0) if job.accumulates else _gradients(job, 0.0),
+        "encoding": clips.height * clips.width * per_pixel * job.weight / 2,
+    }
+
+
+def sums_in_float32(recipe: Recipe, workers: int) -> bool:
+    """Whether gradients are added up in float32 beside weights in bfloat16."""
+    return recipe.workers.precision == "bf16"
+
+
+def _gradients(job: _Job, done: float) -> float:
+    """Bytes of gradients once this share of the blocks has its own; 0.0 is before the backward pass."""
+    trained, workers, stage = job.trained, job.workers, job.recipe.workers.zero_stage
+    summed = sums_in_float32(job.recipe, workers)
+    width = 4 if summed else job.weight
+    if stage == 3:
+        return 0 if job.recipe.workers.offload_optimizer else width * trained / workers  # allocated at the start
+    if stage == 1 and summed and not job.recipe.workers.offload_optimizer:
+        # DeepSpeed's bf16 optimizer: the float32 sum of every gradient, on every worker, and the new gradients.
+        return 4 * trained + 2 * trained * done
+    own = width * trained / workers
+    if not summed and job.recipe.workers.offload_optimizer:
+        return 0
+    if not done:
+        return 0
+    # A float32 sum is made group by group; the buffer for gradients in the weights' own precision whole.
+    return own * math.ceil(done * PARAMETER_GROUPS) / PARAMETER_GROUPS if summed else own
+
+
+def _step(job: _Job) -> dict[str, float]:
+    """During the optimizer's step: gradients, and one group's in float32 where they were not."""
+    workers = job.recipe.workers
+    own = job.trained / job.workers / PARAMETER_GROUPS
+    converts = not sums_in_float32(job.recipe, job.workers) and not workers.offload_optimizer
+    per_element = 4 + (job.weight if job.weight != 4 else 0)
+    return {"gradients": _gradients(job, 1.0), "gradients in float32": own * per_element if converts else 0}
+
+
+def _backward(job: _Job, kept: Kept) -> dict[str, float]:
+    """At the block of the backward pass that finds the device fullest."""
+    counts = _tensors(job)
+    per_block = (
+        [counts["whole"]] * kept.whole + [counts["attention"]] * kept.attention + [counts["inputs"]] * kept.inputs
+    )
+    transient = _buckets(job) + job.trained / job.blocks * job.weight
+    best: tuple[float, float] = (0.0, 0.0)
+    held = float(sum(per_block))
+    for done, own in enumerate(reversed(per_block), start=1):
+        live = held - own + max(counts["live"], own)
+        gradients = _gradients(job, done / job.blocks)
+        best = max(best, (live * job.stream, gradients), key=sum)
+        held -= own
+    return {
+        "gradients": best[1],
+        "gradient buckets": transient,
+        "activations": best[0],
+        "pose encoder": _pose_encoder_activations(job),
+    }
+
+
+def _tensors(job: _Job) -> dict[str, float]:
+    """How many [tokens, width] tensors a block keeps under each policy, and how many its own gradients take."""
+    compiled = job.recipe.speed.compile_blocks and job.recipe.workers.device == "cuda"
+    control = job.recipe.model.pose_control
+    counts = {
+        "inputs": INPUT_TENSORS,
+        "attention": ATTENTION_TENSORS,
+        "whole": WHOLE_TENSORS_COMPILED if compiled else WHOLE_TENSORS_EAGER,
+        "live": LIVE_TENSORS_COMPILED if compiled else LIVE_TENSORS_EAGER,
+    }
+    if not control.startswith("padaln"):
+        counts = {name: count - 1 for name, count in counts.items()}  # no stream of its own from block to block
+    if control == "cross_attention":
+        more = {"inputs": 0, "attention": 1, "whole": CROSS_ATTENTION_TENSORS - 1, "live": CROSS_ATTENTION_TENSORS}
+        counts = {name: count + more[name] for name, count in counts.items()}
+    if job.recipe.speed.sequence_parallel > 1:
+        counts["live"] += EXCHANGE_TENSORS
+    return {name: float(count) for name, count in counts.items()}
+
+
+def _buckets(job: _Job) -> float:
+    """Bytes in which gradients are gathered to be sent, two of them so that one fills while the other goes."""
+    workers = job.recipe.workers
+    if workers.device == "cpu":
+        return 0  # reserved by the system only as far as they are written
+    if workers.zero_stage == 3:
+        return REDUCE_BUCKET * job.weight
+    if workers.zero_stage == 1 and sums_in_float32(job.recipe, job.workers) and not workers.offload_optimizer:
+        return REDUCE_BUCKET * 4 if job.workers > 1 else 0
+    return 2 * REDUCE_BUCKET * job.weight
+
+
+def _pose_encoder_activations(job: _Job) -> float:
+    """Bytes that an expert pose encoder keeps: each layer's output before and after its activation."""
+    if job.recipe.model.pose_encoding != "expert":
+        return 0
+    clips = job.recipe.clips
+    pixels = clips.num_frames * clips.height * clips.width * job.recipe.optimization.micro_batch_size
+    return 2 * pixels * (32 / 4 + 64 / 16 + 128 / 64) * job.weight
+
+
+def _host(job: _Job) -> dict[str, float]:
+    """Host memory of one worker, GB."""
+    workers = job.recipe.workers
+    # Master weights, two moments and gradients in float32, and the weights on their way back to the device.
+    states = (16 + job.weight) * job.trained / job.workers if workers.offload_optimizer else 0
+    loading = job.parameters * job.weight + _encoders_on_disk(job)
+    return {
+        "optimizer states": states / GB,
+        "encoding cache": job.recipe.clips.cache_gib * GIB / GB,
+        "models while they load": loading / GB,
+        "process": HOST_BYTES_PER_WORKER / GB,
+    }
+
+
+def _encoders_on_disk(job: _Job) -> float:
+    is_real = job.config["text_embed_dim"] == 4096
+    return (shapes.T5_XXL_ENCODER + shapes.COGVIDEOX_VAE) * job.weight if is_real else 0
