@@ -20,3 +20,10 @@ class MovingAverage:
 
     def gather(self) -> dict[str, Tensor] | None:
         """The whole transformer with averaged weights, in host memory on the first worker, None on the others."""
+
+    def fragments(self) -> dict[str, tuple[int, Tensor]]:
+        """This worker's share: parameter name to (first element in the flat parameter, live float32 values [n]).
+
+        Checkpoints copy them, and write into them on resume, also where the number of workers has changed.
+        """
+        return {}
