@@ -11,7 +11,7 @@ from dynamictrl.weights import resolve
 from training.batches import Batch, Collator, FrozenModels, Loader, image_scale
 from training.checkpoint import RunFolder
 from training.config import Run
-from training.data import Index, Order, build_index, positions, timesteps
+from training.data import Draw, Index, Order, build_index, positions, timesteps
 from training.parallel import Place
 
 
@@ -40,7 +40,8 @@ class Feed:
         self._recipe, self._place, self._num_timesteps = recipe, place, num_timesteps
         frozen = _frozen_models(pipeline, place)
         shared = RunFolder(run.out).encodings if recipe.clips.share_encodings else None
-        self._loader = Loader(Order(recipe.seed, recipe.clips, self.index.entries), frozen, recipe.clips, shared)
+        self._order = Order(recipe.seed, recipe.clips, self.index.entries)
+        self._loader = Loader(self._order, frozen, recipe.clips, shared)
         self._collate = Collator(frozen, recipe.clips, config["patch_size_t"], place.device)
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -54,6 +55,11 @@ class Feed:
             taken = mine[first : first + micro]
             samples = list(self._loader.load(taken))
             yield self._collate(samples, [int(times[position - step * size]) for position in taken])
+
+    def shown(self, step: int) -> list[Draw]:
+        """What this worker's samples of the optimizer step `step` are, in the order of `batches`."""
+        mine = positions(step, self._recipe.optimization.batch_size, self._place.data_rank, self._place.data_size)
+        return [self._order.draw(position) for position in mine]
 
     def close(self) -> None:
         """Stops reading ahead."""

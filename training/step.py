@@ -1,4 +1,4 @@
-"""One optimizer step, as functions of (engine, batch): loss, learning rate, what a step achieves."""
+"""One optimizer step, as functions of (engine, batch): loss, learning rate, what a step computes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,38 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dynamictrl import objective
+from training.memory import Kept
 from training.settings.optimization import Optimization
+from training.shapes import forward_flop
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from training.batches import Batch
+    from training.meter import StepMeter
 
 PEAK_TFLOPS = {"H200": 989.4, "H100": 989.4, "H20": 148.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0}
 """Dense bf16 peak by a part of the device's name, TFLOP/s; model FLOP utilisation is only told of these."""
 
 
-def forward_backward(engine: DeepSpeedEngine, schedule: objective.Schedule, batch: Batch) -> Tensor:
+def forward_backward(engine: DeepSpeedEngine, schedule: objective.Schedule, batch: Batch, meter: StepMeter) -> Tensor:
     """Adds one micro-batch's gradients and returns its losses [B], detached."""
-    losses = objective.training_loss(
-        engine,
-        schedule,
-        batch.video,
-        batch.image,
-        batch.pose,
-        batch.prompt,
-        batch.timesteps,
-        batch.noise,
-    )
-    engine.backward(losses.mean())
+    with meter.phase("forward"):
+        losses = objective.training_loss(
+            engine,
+            schedule,
+            batch.video,
+            batch.image,
+            batch.pose,
+            batch.prompt,
+            batch.timesteps,
+            batch.noise,
+        )
+        loss = losses.mean()
+    with meter.phase("backward"):
+        # Times exactly 1, or NaN where the loss is not finite: then neither are its gradients, on any worker, and the
+        # engine leaves the step out everywhere without being asked.
+        engine.backward(loss * (loss.detach() * 0 + 1))
     return losses.detach()
 
 
@@ -48,28 +56,43 @@ def learning_rate(optimization: Optimization, step: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def kept_by(policy: str, blocks: int) -> Kept:
+    """What the setting `recompute` leaves for the backward pass, the same for all blocks; auto stands for the least."""
+    if policy == "none":
+        return Kept(whole=blocks, attention=0, inputs=0)
+    return Kept(0, blocks, 0) if policy == "attention" else Kept(0, 0, blocks)
+
+
 @dataclass(frozen=True)
 class Work:
-    """What one sample costs, for metrics."""
+    """What a micro-batch of one worker computes."""
 
     tokens: int
-    forward_tflop: float
+    model_tflop: float
+    """Forward pass and gradients."""
+    hardware_tflop: float
+    """The same and what is computed twice."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], batch: Batch) -> Work:
-        """Of the clips in a batch."""
-        from training.plan import forward_flop
-
-        _, frames, _, height, width = batch.noise.shape
+    def of(cls, config: Mapping[str, Any], batch: Batch, kept: Kept, *, adapter: bool = False) -> Work:
+        """Of one micro-batch; with an `adapter` (LoRA) alone learning, no linear layer's weights get a gradient."""
+        samples, frames, _, height, width = batch.noise.shape
         patch, patch_t = config["patch_size"], config["patch_size_t"] or 1
-        video = frames // patch_t * (height // patch) * (width // patch)
-        text = batch.prompt.shape[1]
-        return cls(video + text, forward_flop(config, config["pose_control"], video, text) / 1e12)
+        video, text = frames // patch_t * (height // patch) * (width // patch), batch.prompt.shape[1]
+        blocks, forward = config["num_layers"], forward_flop(config, config["pose_control"], video, text) / 1e12
+        attention = _attention_tflop(config, video, text)
+        model = 3 * forward - (forward - attention if adapter else 0.0)
+        again = (kept.inputs * forward + kept.attention * (forward - attention)) / blocks
+        return cls(samples * (video + text), samples * model, samples * (model + again))
 
-    def rates(self, samples: int, seconds: float, workers: int, device_name: str) -> dict[str, float]:
-        """Tokens per second over all workers, and the share of the devices' peak where that is known."""
-        rates = {"tokens_per_second": self.tokens * samples / seconds}
-        peak = next((value for name, value in PEAK_TFLOPS.items() if name in device_name), None)
-        if peak is not None:
-            rates["mfu"] = 3 * self.forward_tflop * samples / seconds / (peak * workers)
-        return rates
+
+def _attention_tflop(config: Mapping[str, Any], video: int, text: int) -> float:
+    """Of one sample's forward pass: queries times keys, and weights times values."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    pairs = (video + text) ** 2 + (video**2 if config["pose_control"] == "cross_attention" else 0)
+    return config["num_layers"] * 4 * pairs * width / 1e12
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense bf16 peak of a device, TFLOP/s, where it is known."""
+    return next((value for name, value in PEAK_TFLOPS.items() if name in device_name), None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from training.callbacks import Callback
 
@@ -17,23 +20,44 @@ class MetricsFile(Callback):
         self._path = path
 
     def on_start(self, step: int) -> None:
-        kept = [line for line in read_lines(self._path) if line["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        keep_until(self._path, step)
         self._stream = self._path.open("a")
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._stream.write(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(metrics)) + "\n")
+        # JSON has no NaN: what is not a number is null.
+        told = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._stream.write(json.dumps({"step": step, "time": round(time.time(), 3)} | told) + "\n")
         self._stream.flush()
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        # A checkpoint is gone on from with the steps before it on record, also where the machine goes down.
+        os.fsync(self._stream.fileno())
 
     def on_close(self) -> None:
         if hasattr(self, "_stream"):
             self._stream.close()
 
 
+def keep_until(path: Path, step: int) -> None:
+    """Drops the lines of steps after `step` from a file of JSON lines, at once or not at all."""
+    if not path.is_file():
+        return
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
 def read_lines(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a metrics file; one that a kill cut short is passed by."""
+    """The whole lines of a metrics file, NaN where a value is null; one that a kill cut short is passed by."""
+    return [
+        {name: math.nan if value is None else value for name, value in line.items()} for line in read_json_lines(path)
+    ]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON objects; none where there is no file."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
