@@ -92,7 +92,8 @@ def read_encoded_by(head: bytes) -> EncodedBy:
     try:
         length = int.from_bytes(head[:8], "little")
         values = json.loads(json.loads(head[8 : 8 + length])["__metadata__"]["encoded_by"])
-        return EncodedBy(**(values | {"window": Window(**values["window"])}))
+        # Windows were cut around the middle before descriptions said what they are cut around.
+        return EncodedBy(**(values | {"window": Window(**({"crop": "centre"} | values["window"]))}))
     except (KeyError, TypeError, ValueError) as problem:
         raise DatasetError(f"latents.safetensors has no readable description ({problem})", code="latents") from problem
 

@@ -16,6 +16,8 @@ from dynamictrl.errors import InputError
 SIZE_MULTIPLE = 16
 """Pixels: 8 of the VAE times 2 of a patch."""
 FRAMES_PER_LATENT = 4
+CENTRE = (0.5, 0.5)
+"""The middle of a picture, as x and y in [0, 1] of it."""
 
 
 def nearest_size(value: int, multiple: int = SIZE_MULTIPLE) -> int:
@@ -63,41 +65,67 @@ def latent_frames(num_frames: int) -> int:
     return (num_frames - 1) // FRAMES_PER_LATENT + 1
 
 
-def cover_box(height: int, width: int, target_height: int, target_width: int) -> tuple[float, float, float, float]:
-    """The centred (left, top, right, bottom) in pixels of the largest part with the target's aspect ratio."""
+def cover_box(
+    height: int, width: int, target_height: int, target_width: int, centre: tuple[float, float] = CENTRE
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in pixels of the largest part with the target's aspect ratio.
+
+    It lies around `centre` (x, y in [0, 1] of the picture) as far as the picture's edges let it.
+    """
     scale = min(height / target_height, width / target_width)
     crop_height, crop_width = target_height * scale, target_width * scale
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    left, top = (
+        min(max(middle * whole - part / 2, 0.0), whole - part)
+        for middle, whole, part in ((centre[0], width, crop_width), (centre[1], height, crop_height))
+    )
     return left, top, left + crop_width, top + crop_height
 
 
 @overload
 def cover_crop(
-    pictures: Image.Image, height: int, width: int, *, resample: Image.Resampling | None = None
+    pictures: Image.Image,
+    height: int,
+    width: int,
+    *,
+    resample: Image.Resampling | None = None,
+    centre: tuple[float, float] = CENTRE,
 ) -> Image.Image: ...
 @overload
 def cover_crop(
-    pictures: NDArray[np.uint8], height: int, width: int, *, resample: Image.Resampling | None = None
+    pictures: NDArray[np.uint8],
+    height: int,
+    width: int,
+    *,
+    resample: Image.Resampling | None = None,
+    centre: tuple[float, float] = CENTRE,
 ) -> NDArray[np.uint8]: ...
 def cover_crop(
-    pictures: Image.Image | NDArray[np.uint8], height: int, width: int, *, resample: Image.Resampling | None = None
+    pictures: Image.Image | NDArray[np.uint8],
+    height: int,
+    width: int,
+    *,
+    resample: Image.Resampling | None = None,
+    centre: tuple[float, float] = CENTRE,
 ) -> Image.Image | NDArray[np.uint8]:
-    """Resizes to cover height x width pixels without changing the aspect, and cuts what stands over, centred.
+    """Resizes to cover height x width pixels without changing the aspect, and cuts what stands over (`cover_box`).
 
     Takes one picture, or uint8 frames [F, H, W, 3] or masks [F, H, W], and returns the same kind. Lanczos unless
     `resample` says otherwise (masks want NEAREST). Equal sizes are returned untouched.
     """
     if isinstance(pictures, Image.Image):
-        return _cover_crop_image(pictures, height, width, resample)
+        return _cover_crop_image(pictures, height, width, resample, centre)
     if pictures.shape[1:3] == (height, width):
         return pictures
-    return np.stack([np.asarray(_cover_crop_image(Image.fromarray(p), height, width, resample)) for p in pictures])
+    fitted = (_cover_crop_image(Image.fromarray(p), height, width, resample, centre) for p in pictures)
+    return np.stack([np.asarray(picture) for picture in fitted])
 
 
-def _cover_crop_image(image: Image.Image, height: int, width: int, resample: Image.Resampling | None) -> Image.Image:
+def _cover_crop_image(
+    image: Image.Image, height: int, width: int, resample: Image.Resampling | None, centre: tuple[float, float]
+) -> Image.Image:
     if (image.height, image.width) == (height, width):
         return image
-    box = cover_box(image.height, image.width, height, width)
+    box = cover_box(image.height, image.width, height, width, centre)
     return image.resize((width, height), Image.Resampling.LANCZOS if resample is None else resample, box=box)
 
 

@@ -8,6 +8,7 @@ Shape suffixes: F frames, H W size in pixels, P persons, J joints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ from PIL import Image
 
 from dynamictrl import geometry
 from dynamictrl.errors import DatasetError
+from dynamictrl.geometry import CENTRE
+from dynamictrl.person_crop import Crop, crop_centre
 from dynamictrl.pose import PoseSequence
 from dynamictrl.pose_drawing import draw_pose
 from dynamictrl.shards import Sample
@@ -38,6 +41,8 @@ class Window:
     """Pixels."""
     fps: float
     """Frames per second of the window; 0 keeps the clip's own."""
+    crop: Crop = "persons"
+    """What the cut of all its frames is centred on."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,11 @@ def frames_needed(num_frames: int, fps: float, clip_fps: float) -> int:
     return int(frame_indices(Window(0, num_frames, 0, 0, fps), clip_fps)[-1]) + 1
 
 
-def window_starts(clip_frames: int, clip_fps: float, num_frames: int, fps: float, count: int = 0) -> list[int]:
+def window_starts(clip_frames: int, clip_fps: float, num_frames: int, fps: float, count: int = 0) -> Sequence[int]:
     """Frames that a window may begin at: all of them, or `count` evenly spread; empty where the clip is too short."""
     last = clip_frames - frames_needed(num_frames, fps, clip_fps)
-    if last < 0:
-        return []
     if count == 0 or count > last:
-        return list(range(last + 1))
+        return range(last + 1)
     return sorted({int(start) for start in np.rint(np.linspace(0, last, count))})
 
 
@@ -81,25 +84,40 @@ def read_window(sample: Sample, window: Window, masked: Masked = "none") -> Wind
     its description says or lacks the mask.
     """
     indices = frame_indices(window, float(sample.info["fps"]))
-    frames = _pick_frames(sample, indices)
-    pose = sample.pose
-    if pose.num_frames <= indices[-1]:
-        raise DatasetError(
-            f"sample {sample.key} has {pose.num_frames} frames of pose and needs {indices[-1] + 1}", code="sample_short"
-        )
-    fitted = crop_pose(pose.frames(indices), frames.shape[1], frames.shape[2], window.height, window.width)
-    video = np.asarray(geometry.cover_crop(frames, window.height, window.width))
+    frames, pose = _pick_frames(sample, indices), _pick_poses(sample, indices)
+    size = (frames.shape[1], frames.shape[2], window.height, window.width)
+    centre = crop_centre(pose, *size) if window.crop == "persons" else CENTRE
+    video = np.asarray(geometry.cover_crop(frames, window.height, window.width, centre=centre))
     return WindowPixels(
         video=video,
-        pose=draw_pose(fitted, window.height, window.width),
-        reference=_masked_reference(sample, video[0], int(indices[0]), masked),
+        pose=draw_pose(crop_pose(pose, *size, centre), window.height, window.width),
+        reference=_masked_reference(sample, video[0], int(indices[0]), masked, centre),
         caption=sample.caption,
     )
 
 
-def crop_pose(pose: PoseSequence, height: int, width: int, target_height: int, target_width: int) -> PoseSequence:
-    """The pose as it lies after `geometry.cover_crop` of its height x width frames."""
-    left, top, right, bottom = geometry.cover_box(height, width, target_height, target_width)
+def mask_encoded_reference(
+    sample: Sample, window: Window, image: NDArray[np.uint8], masked: Masked
+) -> NDArray[np.uint8]:
+    """A window's first frame [H, W, 3], as it was shown, with a region blacked out: what `read_window` would give."""
+    indices = frame_indices(window, float(sample.info["fps"]))
+    height, width = sample.person_mask.shape[1:]
+    centre = CENTRE
+    if window.crop == "persons":
+        centre = crop_centre(_pick_poses(sample, indices), height, width, window.height, window.width)
+    return _masked_reference(sample, image, int(indices[0]), masked, centre)
+
+
+def crop_pose(
+    pose: PoseSequence,
+    height: int,
+    width: int,
+    target_height: int,
+    target_width: int,
+    centre: tuple[float, float] = CENTRE,
+) -> PoseSequence:
+    """The pose as it lies after `geometry.cover_crop` of its height x width frames around `centre`."""
+    left, top, right, bottom = geometry.cover_box(height, width, target_height, target_width, centre)
     origin = np.array([left / width, top / height], np.float32)
     size = np.array([(right - left) / width, (bottom - top) / height], np.float32)
     return PoseSequence(
@@ -127,7 +145,18 @@ def _pick_frames(sample: Sample, indices: NDArray[np.int64]) -> NDArray[np.uint8
     return np.stack([found[index] for index in indices.tolist()])
 
 
-def _masked_reference(sample: Sample, image: NDArray[np.uint8], index: int, masked: Masked) -> NDArray[np.uint8]:
+def _pick_poses(sample: Sample, indices: NDArray[np.int64]) -> PoseSequence:
+    pose = sample.pose
+    if pose.num_frames <= indices[-1]:
+        raise DatasetError(
+            f"sample {sample.key} has {pose.num_frames} frames of pose and needs {indices[-1] + 1}", code="sample_short"
+        )
+    return pose.frames(indices)
+
+
+def _masked_reference(
+    sample: Sample, image: NDArray[np.uint8], index: int, masked: Masked, centre: tuple[float, float]
+) -> NDArray[np.uint8]:
     if masked == "none":
         return image
     from dynamictrl.conditioning import mask_reference
@@ -141,5 +170,6 @@ def _masked_reference(sample: Sample, image: NDArray[np.uint8], index: int, mask
         )
     height, width = image.shape[:2]
     present = (mask[index : index + 1] > 0).astype(np.uint8)
-    fitted = np.asarray(geometry.cover_crop(present, height, width, resample=Image.Resampling.NEAREST))[0] > 0
-    return mask_reference(image, fitted, keep="inside" if masked == "background" else "outside")
+    nearest = Image.Resampling.NEAREST
+    fitted = np.asarray(geometry.cover_crop(present, height, width, resample=nearest, centre=centre))[0]
+    return mask_reference(image, fitted > 0, keep="inside" if masked == "background" else "outside")

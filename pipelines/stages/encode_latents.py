@@ -1,6 +1,7 @@
 """Encodes a window of each clip once, so that training need not do it at every step.
 
-Refuses nothing of its own; a clip whose members cannot be read is refused with the code of `dynamictrl.errors`.
+With `buckets` each clip is encoded in the size that training would show it in (`dynamictrl.buckets`). Refuses nothing
+of its own; a clip whose members cannot be read is refused with the code of `dynamictrl.errors`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLCogVideoX
     from torch import Tensor
 
+    from dynamictrl.buckets import Bucket
     from dynamictrl.conditioning import PromptEncoder
     from dynamictrl.encodings import EncodedBy, Encodings
     from dynamictrl.windows import WindowPixels
@@ -34,7 +36,7 @@ FILES = ("vae/*.safetensors", "text_encoder/*.safetensors", "tokenizer/*", "tran
 @dataclass(frozen=True)
 class EncodeLatents(Stage):
     """Adds `KEY.latents.safetensors`: the posteriors of a clip's first window, its poses and its reference, and the
-    caption's embedding. Clips shorter than the window are kept without it; training then leaves them out, too."""
+    caption's embedding. Clips shorter or smaller than any size are kept without it; training leaves them out, too."""
 
     reads: ClassVar[tuple[str, ...] | None] = ("mp4", "blurred.mp4", "pose.npz", "mask.npz", "caption")
     seconds_per_frame: ClassVar[float] = 0.02
@@ -49,6 +51,12 @@ class EncodeLatents(Stage):
     """Frames of the window, 4k + 1."""
     fps: float = 0.0
     """Frames per second of the window; 0 = the clip's own."""
+    buckets: tuple[str, ...] = ()
+    """Sizes as FRAMESxHEIGHTxWIDTH in place of height, width and num_frames: a clip takes the one that keeps most."""
+    largest_upscale: float = 2.0
+    """Most that a clip's pictures may be enlarged; clips that need more are kept without latents. 0 = no limit."""
+    crop: Literal["persons", "centre"] = "persons"
+    """What stays where a picture is cut to its size: the persons of the window, or the middle."""
     masked_reference: Literal["none", "background", "clothes"] = "none"
     """What of the reference image is blacked out."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -63,6 +71,8 @@ class EncodeLatents(Stage):
             raise ConfigError(
                 f"the size {self.width}x{self.height} cannot be encoded; both must be multiples of 16", param="height"
             )
+        if self.buckets:
+            _ = self._sizes
 
     @property
     def active(self) -> bool:
@@ -111,13 +121,29 @@ class EncodeLatents(Stage):
         config = json.loads((self._folder / "transformer" / "config.json").read_text())
         return PromptEncoder(tokenizer, encoder, config["max_text_seq_length"])
 
+    @property
+    def _sizes(self) -> list[Bucket]:
+        from dynamictrl.buckets import Bucket, parse_bucket
+
+        return [parse_bucket(text) for text in self.buckets] or [Bucket(self.num_frames, self.height, self.width)]
+
+    def _bucket(self, clip: Clip) -> Bucket | None:
+        """The size that a clip is shown in, where one suits."""
+        from dynamictrl.buckets import ClipShape, ranked
+
+        shape = ClipShape(clip.frames, clip.fps, clip.height, clip.width)
+        found, _ = ranked(self._sizes, shape, self.fps, self.largest_upscale)
+        return found[0] if found else None
+
     @cached_property
     def _encoded_by(self) -> EncodedBy:
+        """What all encodings share: their windows are of the first size and are put right clip by clip."""
         from dynamictrl.encodings import EncodedBy, folder_hash
         from dynamictrl.windows import Window
 
+        first = self._sizes[0]
         return EncodedBy(
-            window=Window(0, self.num_frames, self.height, self.width, self.fps),
+            window=Window(0, first.num_frames, first.height, first.width, self.fps, self.crop),
             vae_sha256=folder_hash(self._folder / "vae"),
             text_encoder_sha256=folder_hash(self._folder / "text_encoder"),
             masked_reference=self.masked_reference,
@@ -129,20 +155,25 @@ class EncodeLatents(Stage):
     def process_many(self, clips: Sequence[Clip]) -> Iterable[Clip]:
         """Windows are decoded ahead in threads; captions are embedded together."""
         from dynamictrl.read_ahead import ahead
-        from dynamictrl.windows import frames_needed
 
-        long_enough = [clip for clip in clips if frames_needed(self.num_frames, self.fps, clip.fps) <= clip.frames]
-        prompts = iter(self._prompts([clip.caption for clip in long_enough]).cpu() if long_enough else ())
+        shown = [(clip, self._by(bucket)) for clip in clips if (bucket := self._bucket(clip)) is not None]
+        prompts = iter(self._prompts([clip.caption for clip, _ in shown]).cpu() if shown else ())
         with ThreadPoolExecutor(AHEAD) as readers:
-            windows = ahead(long_enough, lambda clip: readers.submit(self._window, clip), AHEAD)
+            windows = ahead(shown, lambda item: readers.submit(self._window, *item), AHEAD)
             encoded = {
-                clip.key: self._written(clip, pixels, prompt)
-                for clip, pixels, prompt in zip(long_enough, windows, prompts, strict=True)
+                clip.key: self._written(clip, by, pixels, prompt)
+                for (clip, by), pixels, prompt in zip(shown, windows, prompts, strict=True)
             }
         for clip in clips:
             yield encoded.get(clip.key) or clip.with_scores(encoded=0)
 
-    def _window(self, clip: Clip) -> WindowPixels:
+    def _by(self, bucket: Bucket) -> EncodedBy:
+        by = self._encoded_by
+        return replace(
+            by, window=replace(by.window, num_frames=bucket.num_frames, height=bucket.height, width=bucket.width)
+        )
+
+    def _window(self, clip: Clip, by: EncodedBy) -> WindowPixels:
         """The clip's first window as it will be published: with faces blurred where they are."""
         from dynamictrl.shards import Sample
         from dynamictrl.windows import read_window
@@ -156,13 +187,12 @@ class EncodeLatents(Stage):
             "txt": clip.caption.encode(),
             "json": json.dumps({"fps": clip.fps, "frames": clip.frames}).encode(),
         }
-        return read_window(Sample(clip.key, members), self._encoded_by.window, self.masked_reference)
+        return read_window(Sample(clip.key, members), by.window, self.masked_reference)
 
-    def _written(self, clip: Clip, pixels: WindowPixels, prompt: Tensor) -> Clip:
+    def _written(self, clip: Clip, by: EncodedBy, pixels: WindowPixels, prompt: Tensor) -> Clip:
         from dynamictrl.encodings import to_bytes
         from dynamictrl.shards import LATENTS
 
-        by = self._encoded_by
         storage.write_bytes(clip.file(LATENTS), to_bytes(self._encode(pixels, prompt), by))
         models = {"vae sha256": by.vae_sha256, "text_encoder sha256": by.text_encoder_sha256}
         return clip.with_file(LATENTS).with_scores(encoded=1).with_models(encoder=self.model, **models)
