@@ -1,9 +1,9 @@
-"""What a run leaves on disk, and its checkpoints; `export` writes the model folder.
+"""What a run leaves on disk; `checkpoints` writes and reads the checkpoints, `export` the model folder.
 
 ```
 RUN/
   run.json                     the settings, written first; a rerun must agree with them
-  checkpoints/step-00000100/   COMPLETE (written last: step, number of workers) and DeepSpeed's shards in state/
+  checkpoints/step-00000100/   one folder a checkpoint (`checkpoints.on_disk`)
   model/                       the exported model folder, there only when it is whole
 ```
 """
@@ -11,24 +11,13 @@ RUN/
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dynamictrl.errors import CheckpointError, ConfigError
+from dynamictrl.errors import ConfigError
 from dynamictrl.shards import write_json
-from training.config import Run, differences
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
-logger = logging.getLogger(__name__)
-
-COMPLETE = "COMPLETE"
-STATE = "state"
+from training.checkpoints import on_disk
+from training.config import Recipe, Run, differences
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ class RunFolder:
                 code="out_taken",
                 param="out",
             ) from problem
-        changed = differences(theirs.recipe, run.recipe)
+        changed = differences(self._with_steps_of(run.recipe, theirs.recipe), run.recipe)
         if fingerprint != data_fingerprint:
             changed.append(f"clips of the data set: {fingerprint} -> {data_fingerprint}")
         if changed:
@@ -100,92 +89,29 @@ class RunFolder:
                 param="out",
             )
 
+    def _with_steps_of(self, mine: Recipe, theirs: Recipe) -> Recipe:
+        """Their recipe with my number of steps: a run may be made longer where its steps so far stay what they were.
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One whole checkpoint on disk."""
-
-    folder: Path
-    step: int
-    """Optimizer steps done."""
-    workers: int
-    """How many workers wrote it."""
-
-
-def newest(run_folder: RunFolder) -> Checkpoint | None:
-    """The last whole checkpoint, if there is one; half-written ones are passed by."""
-    whole = sorted(path.parent for path in run_folder.checkpoints.glob(f"step-*/{COMPLETE}"))
-    if not whole:
-        return None
-    try:
-        marker = json.loads((whole[-1] / COMPLETE).read_text())
-        return Checkpoint(whole[-1], int(marker["step"]), int(marker["workers"]))
-    except (ValueError, KeyError) as problem:
-        raise CheckpointError(
-            f"{whole[-1] / COMPLETE} cannot be read ({problem}); delete {whole[-1]} to go on from the one before",
-            code="checkpoint_damaged",
-        ) from problem
-
-
-def check_workers(checkpoint: Checkpoint | None, workers: int) -> None:
-    """Refuses to go on with another number of workers than the checkpoint was written by."""
-    if checkpoint is not None and checkpoint.workers != workers:
-        raise ConfigError(
-            f"{checkpoint.folder} was written by {checkpoint.workers} workers and this run has {workers}; go on with "
-            f"--num-workers {checkpoint.workers}",
-            code="setting_conflict",
-            param="num_workers",
-        )
-
-
-def save(engine: DeepSpeedEngine, run_folder: RunFolder, step: int, keep: int) -> Path:
-    """Writes a checkpoint whole or not at all, then drops the oldest ones; every worker must call it."""
-    import torch.distributed as dist
-
-    folder = run_folder.checkpoints / f"step-{step:08d}"
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    if dist.get_rank() == 0:
-        for left_over in run_folder.checkpoints.glob(".step-*.tmp"):
-            shutil.rmtree(left_over)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    # What a LoRA run leaves alone is in its base.
-    engine.save_checkpoint(
-        str(temporary),
-        tag=STATE,
-        client_state={"step": step},
-        save_latest=False,
-        exclude_frozen_parameters=_has_adapter(engine),
-    )
-    dist.barrier()
-    if dist.get_rank() == 0:
-        write_json(temporary / COMPLETE, {"step": step, "workers": dist.get_world_size()})
-        _sync_folder(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        for old in sorted(run_folder.checkpoints.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return folder
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-
-def load(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> int:
-    """Puts a checkpoint's weights and optimizer states into the engine; returns the steps done."""
-    strict = not _has_adapter(engine)
-    found, client_state = engine.load_checkpoint(str(checkpoint.folder), tag=STATE, load_module_strict=strict)
-    if found is None or client_state is None or client_state.get("step") != checkpoint.step:
-        raise CheckpointError(
-            f"{checkpoint.folder} is damaged; delete it to go on from the one before", code="checkpoint_damaged"
-        )
-    return checkpoint.step
-
-
-def _has_adapter(engine: DeepSpeedEngine) -> bool:
-    return bool(getattr(engine.module, "peft_config", None))
+        They do under a constant learning rate, and during the warm-up. Raises ConfigError where they would not.
+        """
+        new, old = mine.optimization, theirs.optimization
+        if new.steps == old.steps:
+            return theirs
+        found = on_disk.newest(self.checkpoints)
+        done = found.step if found else 0
+        if done > new.steps:
+            raise ConfigError(
+                f"{self.root} has done {done} steps already and this run has {new.steps}; give --steps {done} or more",
+                code="setting_conflict",
+                param="steps",
+            )
+        if old.schedule != "constant" and done > old.warmup_steps:
+            raise ConfigError(
+                f"{self.root} has done {done} steps of {old.steps} under a {old.schedule} learning rate, which depends "
+                f"on the number of steps: with {new.steps} they would have been other steps. To train its model "
+                f"further, start a run from it: --base {self.model} --out ANOTHER (--schedule constant can be made "
+                f"longer at any time); to go on with this one, give --steps {old.steps}",
+                code="setting_conflict",
+                param="steps",
+            )
+        return replace(theirs, optimization=replace(old, steps=new.steps))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError
-from training import checkpoint, tracking
+from training import tracking
 from training.checkpoint import RunFolder
+from training.checkpoints import on_disk
 from training.config import Run
 from training.data import build_index
 from training.lora import check_base
@@ -61,7 +62,7 @@ def check(run: Run) -> None:
     config = base_config(run.recipe.model.base)
     check_base(run.recipe.lora, run.recipe.model, config)
     check_shape(run.recipe.clips.height, run.recipe.clips.width, run.recipe.clips.num_frames)
-    checkpoint.check_workers(checkpoint.newest(RunFolder(run.out)), max(run.recipe.workers.num_workers, 1))
+    on_disk.check_layout(on_disk.newest(RunFolder(run.out).checkpoints), run.recipe.workers.zero_stage)
 
 
 def _with_absolute_base(run: Run) -> Run:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from dynamictrl.errors import ConfigError
-from training import checkpoint
 from training.checkpoint import RunFolder
+from training.checkpoints import on_disk
 from training.config import Recipe, Run
 from training.launch import check
 from training.lora import Lora
@@ -72,7 +72,7 @@ def test_a_stopped_lora_run_ends_as_a_straight_one_and_exports_both_forms(
 
 def test_checkpoints_of_a_lora_run_hold_the_adapter_alone(recipe: Recipe, small_dataset: Path, tmp_path: Path):
     train(run_of(recipe, small_dataset, tmp_path / "run"))
-    found = checkpoint.newest(RunFolder(tmp_path / "run"))
+    found = on_disk.newest(RunFolder(tmp_path / "run").checkpoints)
     assert found is not None
     (file,) = found.folder.rglob("mp_rank_00_model_states.pt")
     names = list(torch.load(file, weights_only=False)["module"])

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from dynamictrl.errors import ConfigError, DynamiCtrlError
-from training import checkpoint
 from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile, read_lines
 from training.checkpoint import RunFolder
+from training.checkpoints import on_disk
 from training.config import Recipe, Run
 from training.data import build_index
 from training.recipes import tiny_on_cpu
@@ -192,11 +192,11 @@ def test_half_written_checkpoints_are_passed_by_and_only_the_newest_are_kept(
     train(run)
 
     assert sorted(path.name for path in RunFolder(run.out).checkpoints.iterdir()) == ["step-00000003", "step-00000004"]
-    found = checkpoint.newest(RunFolder(run.out))
+    found = on_disk.newest(RunFolder(run.out).checkpoints)
     assert found is not None
     assert (found.step, found.workers) == (4, 1)
-    with pytest.raises(ConfigError, match="--num-workers 1"):
-        checkpoint.check_workers(found, 2)
+    with pytest.raises(ConfigError, match="--zero-stage 2"):
+        on_disk.check_layout(found, 3)
 
 
 def test_a_run_folder_refuses_other_settings_other_data_and_other_content(
