@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError
-from training import tracking
+from training import provenance, tracking
 from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Run
@@ -35,20 +35,24 @@ def launch(run: Run) -> Path:
     tracked = tracking.open_run(run)
     if not is_finished(run):
         folder.failure.unlink(missing_ok=True)
-        tracking.close(tracked, "RUNNING")
         try:
             _train(run, tracked)
         except BaseException:
-            tracking.close(tracked, "FAILED")
+            if tracked is not None:
+                tracking.close_failed(tracked)
             raise
     else:
         logger.info("the run is finished already")
-    version = tracking.register(tracked, run, folder.model)
+    if tracked is not None:
+        _finish(run, tracked, folder.model)
+    return folder.model
+
+
+def _finish(run: Run, tracked: tracking.TrackedRun, model: Path) -> None:
+    version = tracking.finish(tracked, run, model)
     if version is not None:
         records = run.recipe.records
         logger.info("registered as %s version %s, alias %s", records.registered_model, version, records.alias or "none")
-    tracking.close(tracked, "FINISHED")
-    return folder.model
 
 
 def check(run: Run) -> None:
@@ -82,7 +86,7 @@ def is_finished(run: Run) -> bool:
     return exported["recipe"]["optimization"]["steps"] == run.recipe.optimization.steps
 
 
-def _train(run: Run, tracked: tracking.TrackedRun) -> None:
+def _train(run: Run, tracked: tracking.TrackedRun | None) -> None:
     if run.recipe.workers.num_workers > 0:
         from training.ray_launcher import train_on_ray
 
@@ -92,5 +96,6 @@ def _train(run: Run, tracked: tracking.TrackedRun) -> None:
     from training.callbacks.recording import record
     from training.trainer import train
 
+    provenance.write_environment(run.out)
     shown = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
     train(run, [*record(run, tracked), shown])

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 
 
-def train_on_ray(run: Run, tracked: TrackedRun) -> None:
+def train_on_ray(run: Run, tracked: TrackedRun | None) -> None:
     """Trains a run with Ray Train workers, on RAY_ADDRESS or on a Ray of its own that is stopped afterwards.
 
     Raises DynamiCtrlError (code run_failed) when the run could not be brought to its end.
@@ -43,7 +43,7 @@ def train_on_ray(run: Run, tracked: TrackedRun) -> None:
     with _cluster(workers), _shown(run):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"run": run.to_dict(), "tracked": vars(tracked)},
+            train_loop_config={"run": run.to_dict(), "tracked": vars(tracked) if tracked else None},
             torch_config=TorchConfig(backend="nccl" if workers.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=workers.num_workers,
@@ -91,7 +91,11 @@ def _work(config: dict[str, Any]) -> None:
     if folder.failure.is_file():
         return  # a worker gave up for good: a restart would not help
     try:
-        train(run, record(run, TrackedRun(**config["tracked"])), lambda metrics: ray.train.report(metrics))
+        train(
+            run,
+            record(run, TrackedRun(**config["tracked"]) if config["tracked"] else None),
+            lambda metrics: ray.train.report(metrics),
+        )
     except DynamiCtrlError as problem:
         write_json(folder.failure, {"message": str(problem)})
         raise

@@ -1,17 +1,24 @@
-"""The run's MLflow run: opened once, found again after a restart, and where the exported model is registered."""
+"""The run's MLflow run: opened once, found again after a restart, and where the exported model is registered.
+
+A run may have none: `--experiment ""` records nothing, and then nothing here needs mlflow.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynamictrl.errors import ConfigError
+from dynamictrl.errors import ConfigError, DynamiCtrlError
 from dynamictrl.shards import write_json
+from training import provenance
+from training.callbacks.metrics_file import read_lines
 from training.config import Run
 
 if TYPE_CHECKING:
@@ -20,6 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARKER = "mlflow.json"
+FOLDER_ID = ".tracking-id"
+FOLDER_TAG = "dynamictrl.run_folder"
+PATIENCE_SECONDS = 180.0
+PAUSE_SECONDS = 5.0
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 
 @dataclass(frozen=True)
@@ -52,32 +64,71 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def open_run(run: Run) -> TrackedRun:
-    """The run's MLflow run: the one that an earlier session opened, or a new one.
+def open_run(run: Run) -> TrackedRun | None:
+    """The run's MLflow run, marked as running: the one that an earlier session opened, or a new one.
 
-    Raises ConfigError where the tracking server does not answer.
+    None where the recipe records nothing. Raises ConfigError where the tracking server does not answer.
     """
+    if not run.recipe.records.experiment:
+        return None
     uri = tracking_uri(run.out)
-    marker = run.out / MARKER
-    if marker.is_file():
-        values = json.loads(marker.read_text())
-        if values["tracking_uri"] == uri:
-            return TrackedRun(uri, values["run_id"])
-    from mlflow.exceptions import MlflowException
-
-    client = _client(uri)
     try:
-        experiment = _experiment(client, run.recipe.records.experiment, run.out, uri)
-        run_id = client.create_run(experiment, run_name=run.out.name, tags={"recipe": run.name}).info.run_id
+        from mlflow.exceptions import MlflowException
+    except ImportError as problem:
+        raise ConfigError(
+            'mlflow is not installed; install it, or record nothing with --experiment ""',
+            code="tracking_unreachable",
+            param="experiment",
+        ) from problem
+    try:
+        return _opened(run, uri)
     except (MlflowException, OSError) as problem:
         raise ConfigError(
-            f"the MLflow server {uri} does not answer ({str(problem).splitlines()[0][:200]}); start it, or unset "
-            "MLFLOW_TRACKING_URI to record in the run folder",
+            f"the MLflow server {uri} does not answer ({_first_line(problem)}); start it, unset MLFLOW_TRACKING_URI "
+            'to record in the run folder, or record nothing with --experiment ""',
             code="tracking_unreachable",
         ) from problem
-    write_json(marker, {"tracking_uri": uri, "run_id": run_id})
-    _describe(client, run_id, run)
+
+
+def _opened(run: Run, uri: str) -> TrackedRun:
+    client, marker = _client(uri), run.out / MARKER
+    run_id = _known(marker, uri)
+    if run_id is None:
+        experiment = _experiment(client, run.recipe.records.experiment, run.out, uri)
+        folder_id, is_old = _folder_id(run.out)
+        run_id = _orphan(client, experiment, folder_id) if is_old else None
+        if run_id is None:
+            tags = {"recipe": run.name, "data": str(run.data.resolve()), FOLDER_TAG: folder_id}
+            run_id = client.create_run(experiment, run_name=run.out.name, tags=tags).info.run_id
+        _describe(client, run_id, run)
+        write_json(marker, {"tracking_uri": uri, "run_id": run_id})
+    client.update_run(run_id, status="RUNNING")
     return TrackedRun(uri, run_id)
+
+
+def _known(marker: Path, uri: str) -> str | None:
+    """The MLflow run that an earlier session opened and described on this very server."""
+    if not marker.is_file():
+        return None
+    values = json.loads(marker.read_text())
+    return values["run_id"] if values["tracking_uri"] == uri else None
+
+
+def _folder_id(out: Path) -> tuple[str, bool]:
+    """A name for the run folder, and whether an earlier session has given it: only then may it have an orphan."""
+    path = out / FOLDER_ID
+    if path.is_file():
+        return path.read_text().strip(), True
+    chosen = uuid.uuid4().hex
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(chosen)
+    return chosen, False
+
+
+def _orphan(client: MlflowClient, experiment: str, folder_id: str) -> str | None:
+    """The run that a session opened and died before it could write the marker."""
+    found = client.search_runs([experiment], f"tags.`{FOLDER_TAG}` = '{folder_id}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 def _experiment(client: MlflowClient, name: str, out: Path, uri: str) -> str:
@@ -95,15 +146,14 @@ def _describe(client: MlflowClient, run_id: str, run: Run) -> None:
 
     from training.plan import plan
 
-    recipe = run.recipe
-    parts = {"": {"seed": recipe.seed}, **{name: vars(getattr(recipe, name)) for name in ("model", "clips", "workers")}}
-    parts["optimization"] = vars(recipe.optimization)
-    values = {
-        f"{part}.{name}".lstrip("."): str(value) for part, fields in parts.items() for name, value in fields.items()
-    }
-    client.log_batch(run_id, params=[Param(name, value) for name, value in values.items()])
+    told = client.get_run(run_id).data.params  # of a session that died on the way; MLflow changes none
+    wanted = {name: value for name, value in provenance.settings(run.recipe).items() if name not in told}
+    params = [Param(name, value) for name, value in wanted.items()]
+    for first in range(0, len(params), 100):  # the most that one request may hold
+        client.log_batch(run_id, params=params[first : first + 100])
     client.log_dict(run_id, run.to_dict(), "recipe.json")
-    client.log_text(run_id, plan(recipe).text() + "\n", "plan.txt")
+    client.log_dict(run_id, provenance.environment(), provenance.ENVIRONMENT)
+    client.log_text(run_id, plan(run.recipe).text() + "\n", "plan.txt")
     client.log_artifact(run_id, str(run.data / "dataset.json"))
 
 
@@ -123,6 +173,64 @@ def log_steps(client: MlflowClient, run_id: str, steps: Iterable[tuple[int, int,
     ]
     for first in range(0, len(entries), 1000):  # the most that one request may hold
         client.log_batch(run_id, metrics=entries[first : first + 1000])
+
+
+def finish(tracked: TrackedRun, run: Run, model: Path) -> str | None:
+    """Brings the record of a finished run to its end and returns the registered version, if there is one.
+
+    What a dead server kept from being recorded is recorded now. While the server does not answer it is tried again
+    for PATIENCE_SECONDS; then DynamiCtrlError (code run_failed) says that the model is whole all the same.
+    """
+
+    def end() -> str | None:
+        _record_the_rest(tracked, run)
+        version = register(tracked, run, model)
+        close(tracked, "FINISHED")
+        return version
+
+    return _tried_again(end, f"the model {model} is complete and not registered")
+
+
+def _tried_again(action: Callable[[], str | None], loss: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return action()
+        except (MlflowException, OSError) as problem:
+            passing = not isinstance(problem, MlflowException) or problem.error_code in PASSING
+            if not passing or time.monotonic() + PAUSE_SECONDS > deadline:
+                raise DynamiCtrlError(
+                    f"{loss}: the MLflow server answers {_first_line(problem)!r}; the same command registers it once "
+                    "the server is back, without training again",
+                    code="run_failed",
+                ) from problem
+            logger.warning("the MLflow server does not answer, trying again: %s", _first_line(problem))
+            time.sleep(PAUSE_SECONDS)
+
+
+def _record_the_rest(tracked: TrackedRun, run: Run) -> None:
+    """The steps and the workers' environment that are in the run folder and not on record yet."""
+    client = tracked.client()
+    lines = read_lines(run.out / "metrics.jsonl")
+    if lines:
+        recorded = last_step(client, tracked.run_id)
+        rest = [line for line in lines if line["step"] > recorded]
+        log_steps(
+            client,
+            tracked.run_id,
+            (
+                (
+                    int(line["step"]),
+                    int(line["time"] * 1000),
+                    {name: value for name, value in line.items() if name not in ("step", "time")},
+                )
+                for line in rest
+            ),
+        )
+    if (run.out / provenance.ENVIRONMENT).is_file():
+        client.log_artifact(tracked.run_id, str(run.out / provenance.ENVIRONMENT))
 
 
 def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
@@ -154,9 +262,19 @@ def _source(client: MlflowClient, tracked: TrackedRun, model: Path) -> str:
 
 
 def close(tracked: TrackedRun, status: str) -> None:
-    """Marks the run FINISHED, FAILED or RUNNING."""
-    client = tracked.client()
-    if status == "RUNNING":
-        client.update_run(tracked.run_id, status=status)
-    else:
-        client.set_terminated(tracked.run_id, status=status)
+    """Marks the run FINISHED or FAILED."""
+    tracked.client().set_terminated(tracked.run_id, status=status)
+
+
+def close_failed(tracked: TrackedRun) -> None:
+    """Marks the run FAILED where its server answers: what failed is on its way to the user and must not be hidden."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        close(tracked, "FAILED")
+    except (MlflowException, OSError) as problem:
+        logger.warning("the MLflow run could not be marked as failed: %s", _first_line(problem))
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0][:200]

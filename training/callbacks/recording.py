@@ -5,12 +5,14 @@ from __future__ import annotations
 from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile
 from training.callbacks.mlflow_log import MlflowLog
+from training.callbacks.sessions import FILE, Sessions
 from training.checkpoint import RunFolder
 from training.config import Run
 from training.tracking import TrackedRun
 
 
-def record(run: Run, tracked: TrackedRun) -> list[Callback]:
+def record(run: Run, tracked: TrackedRun | None) -> list[Callback]:
     """The callbacks that keep a run's metrics: the file first, since MLflow's catches up from it."""
     path = RunFolder(run.out).metrics
-    return [MetricsFile(path), MlflowLog(tracked, path)]
+    kept: list[Callback] = [MetricsFile(path), Sessions(run.out / FILE)]
+    return [*kept, MlflowLog(tracked, path)] if tracked is not None else kept

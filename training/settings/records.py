@@ -14,7 +14,7 @@ class Records:
     log_every: int = free(10)
     """Steps between log lines; every step's metrics are recorded all the same."""
     experiment: str = free("dynamictrl")
-    """MLflow experiment."""
+    """MLflow experiment; empty records nothing (steps are in RUN/metrics.jsonl all the same)."""
     registered_model: str = free("dynamictrl")
     """Name under which the exported model is registered in MLflow; empty registers nothing."""
     alias: str = free("champion")
