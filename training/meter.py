@@ -50,7 +50,7 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """By phase; on CUDA the device must have passed the last one's end."""
-        total = dict.fromkeys(PHASES, 0.0)
+        total: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         for name, start, end in self._spans:
             total[name] += start.elapsed_time(end) / 1000 if self._cuda else end - start
         return total

@@ -21,5 +21,8 @@ class Callback:
     def on_export(self, step: int, model: Path) -> None:
         """When the model folder is whole."""
 
+    def on_artifact(self, path: Path) -> None:
+        """When a file is whole that belongs to the run's record, such as a trace."""
+
     def on_close(self) -> None:
         """At the end of this session, also after a failure."""

@@ -38,6 +38,25 @@ class MetricsFile(Callback):
             self._stream.close()
 
 
+class Tail:
+    """Reads a growing file of JSON lines, each line once."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
+
+    def read(self, most: int = 1 << 20) -> list[dict[str, Any]]:
+        """The whole lines that were added since, of about `most` bytes at a time; none where there is no file."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset)
+            found = stream.read(most)
+            found += stream.readline() if found and not found.endswith(b"\n") else b""
+        whole = found[: found.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 def keep_until(path: Path, step: int) -> None:
     """Drops the lines of steps after `step` from a file of JSON lines, at once or not at all."""
     if not path.is_file():

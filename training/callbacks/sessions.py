@@ -1,0 +1,46 @@
+"""`RUN/sessions.jsonl`: when the run was started, gone on with, saved, exported and ended, one JSON object a line.
+
+Unlike the metrics nothing is ever dropped, so it tells of the steps that a restart took again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from training.callbacks import Callback
+
+FILE = "sessions.jsonl"
+
+
+class Sessions(Callback):
+    """Appends what happens to a run; the step is that of the weights at the time."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._step = -1
+
+    def on_start(self, step: int) -> None:
+        import torch.distributed as dist
+
+        self._step = step
+        self._write("start", {"workers": dist.get_world_size() if dist.is_initialized() else 1})
+
+    def on_step(self, step: int, metrics: object) -> None:
+        self._step = step
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        self._write("checkpoint", {})
+
+    def on_export(self, step: int, model: Path) -> None:
+        self._write("export", {})
+
+    def on_close(self) -> None:
+        if self._step >= 0:
+            self._write("end", {})
+
+    def _write(self, event: str, more: dict[str, int]) -> None:
+        line = {"event": event, "step": self._step, "time": round(time.time(), 3), **more}
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
