@@ -26,6 +26,7 @@ from training.guard import Guard
 from training.meter import Meter, StepMeter
 from training.parallel import Place
 from training.saver import Saver
+from training.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Trainer:
         self._average = MovingAverage(self._engine, decay) if decay else None
         self._saver = Saver(self._folder, recipe, place, is_leaving)
         self._guard = Guard(recipe.watch, place, run.out, self._engine)
+        self._trace = Trace(recipe.watch.profile_step, place, run.out, callbacks)
         self._meter = Meter(
             recipe, place, self._config,
             num_timesteps=self._schedule.num_timesteps, clips=len(self._feed.index.entries),
@@ -98,8 +100,10 @@ class Trainer:
         metrics: dict[str, float] = {}
         due = False
         while done < last:
+            self._trace.before(done + 1)
             metrics = self.step(done)
             done += 1
+            self._trace.after(done, last)
             for callback in self._callbacks:
                 callback.on_step(done, metrics)
             due = due or done % self._recipe.checkpoints.checkpoint_every == 0 or done == last or self._saver.leaving
