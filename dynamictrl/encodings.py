@@ -91,7 +91,16 @@ def read_encoded_by(head: bytes) -> EncodedBy:
     """What shaped a `KEY.latents.safetensors`, from its first bytes (length and JSON header)."""
     try:
         length = int.from_bytes(head[:8], "little")
-        values = json.loads(json.loads(head[8 : 8 + length])["__metadata__"]["encoded_by"])
+        text = json.loads(head[8 : 8 + length])["__metadata__"]["encoded_by"]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise DatasetError(f"latents.safetensors has no readable description ({problem})", code="latents") from problem
+    return read_encoded_by_text(text)
+
+
+def read_encoded_by_text(text: str) -> EncodedBy:
+    """What shaped encodings, from their description alone."""
+    try:
+        values = json.loads(text)
         # Windows were cut around the middle before descriptions said what they are cut around.
         return EncodedBy(**(values | {"window": Window(**({"crop": "centre"} | values["window"]))}))
     except (KeyError, TypeError, ValueError) as problem:

@@ -306,8 +306,14 @@ def open_dataset(root: Path) -> DatasetFolder:
             f"--out {root}`.",
             code="dataset_missing",
         )
-    description = json.loads(path.read_text())
-    version = description.get("schema_version")
+    try:
+        description = json.loads(path.read_text())
+        version = description.get("schema_version")
+    except (ValueError, AttributeError) as problem:
+        raise DatasetError(
+            f"{path} cannot be read as a data set's description ({problem}); copy the folder again",
+            code="dataset_damaged",
+        ) from problem
     if version != SCHEMA_VERSION:
         raise DatasetError(
             f"{root} has schema version {version}; this release reads {SCHEMA_VERSION}. Curate it again with this "

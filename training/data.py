@@ -1,52 +1,30 @@
-"""Shards to samples, in an order that depends on nothing but the seed.
+"""A data set folder to the clips that a run can use: their sizes, windows and precomputed encodings.
 
-The global sample index counts the samples a run has seen over all workers. It alone says which clip comes, which
-window of it, what is dropped and which noise is drawn (`draw`), so a run is the same whatever the number of workers
-and threads, and its whole state is that one number.
+In which order they come is `order.py`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import tarfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dynamictrl.encodings import EncodedBy, read_encoded_by
-from dynamictrl.errors import DatasetError
-from dynamictrl.shards import LATENTS, DatasetFolder, open_dataset
-from dynamictrl.windows import Window, window_starts
+from dynamictrl.buckets import Bucket, ClipShape, ranked
+from dynamictrl.encodings import EncodedBy, read_encoded_by_text
+from dynamictrl.errors import ConfigError, DatasetError
+from dynamictrl.shards import DatasetFolder, open_dataset
+from dynamictrl.windows import Masked, Window, window_starts
+from training import shard_scan
+from training.config import Run
+from training.order import Entry, Order
 from training.settings.clips import Clips
+from training.shard_scan import Scanned, ScannedShards
 
 logger = logging.getLogger(__name__)
-
-HEADER_BYTES = 65536
-"""Bytes of a latents file in which its description is looked for."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One clip that can be trained on."""
-
-    key: str
-    shard: Path
-    offset: int
-    """Byte offset in the shard."""
-    fps: float
-    starts: tuple[int, ...]
-    """Frames that a window may begin at."""
-    encoded: bool = False
-    """Whether encodings lie in the shard."""
-    encoded_start: int = -1
-    """Start of the window whose encodings lie in the shard and may be used; -1 where none do."""
 
 
 @dataclass(frozen=True)
@@ -57,154 +35,205 @@ class Index:
     entries: tuple[Entry, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Reason to number of clips left out."""
+    unused_encodings: Mapping[str, int] = field(default_factory=dict)
+    """Why clips have no encodings that may be used, and how many."""
+    has_encodings: bool = False
+    """Whether any clip was encoded beforehand."""
+    scanned: ScannedShards = field(default_factory=dict)
 
-    @property
-    def has_encodings(self) -> bool:
-        """Whether any clip was encoded beforehand."""
-        return any(entry.encoded for entry in self.entries)
-
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes when clips are added, removed, or reordered."""
         return hashlib.sha256("\n".join(entry.key for entry in self.entries).encode()).hexdigest()[:16]
 
+    @property
+    def all_encoded(self) -> bool:
+        """Whether every clip has encodings that may be used."""
+        return all(entry.encoded_start >= 0 for entry in self.entries)
 
-def build_index(root: Path, clips: Clips, encoded_by: EncodedBy | None = None) -> Index:
+    def keep(self, run_folder: Path) -> None:
+        """Leaves what was scanned in the run folder, for workers and restarts."""
+        shard_scan.keep(self.scanned, run_folder / shard_scan.KEPT)
+
+
+def index_of(run: Run, *, encodings: bool = True) -> Index:
+    """The clips that a run trains on, with precomputed encodings where they are of its own base, sizes and cut.
+
+    `encodings` off leaves them aside unless the run demands them; the clips are the same. Raises ConfigError or
+    DatasetError where the data cannot be trained on, or lacks encodings that are demanded.
+    """
+    clips, expert = run.recipe.clips, run.recipe.model.pose_encoding == "expert"
+    demanded = clips.encodings == "precomputed"
+    if demanded and expert:
+        raise ConfigError(
+            "encodings precomputed hold the VAE's view of the poses, which pose_encoding expert has no use for; use "
+            "--encodings online",
+            code="setting_conflict",
+            param="encodings",
+        )
+    row, kept = clips.samples_in_a_row(run.recipe.optimization.batch_size), run.out / shard_scan.KEPT
+    index = build_index(run.data, clips, row=row, kept=kept)
+    if demanded or (encodings and index.has_encodings and clips.encodings == "auto" and not expert):
+        encoded_by = _encoded_by(run) if index.has_encodings else None
+        index = _build(index.dataset, index.scanned, clips, encoded_by, row)
+    if demanded and not index.all_encoded:
+        raise _not_encoded(run, index)
+    return index
+
+
+def build_index(
+    root: Path, clips: Clips, encoded_by: EncodedBy | None = None, *, row: int = 1, kept: Path | None = None
+) -> Index:
     """Reads every shard's headers and descriptions; no video is touched.
 
-    `encoded_by` says which precomputed encodings may be used; None uses none. Raises DatasetError where the folder is
-    no data set, is empty, or holds no clip that is long enough.
+    `encoded_by` says of which weights, rate and cut precomputed encodings may be used; None uses none. `row` is the
+    fewest clips that a bucket is used for, `kept` a file that an earlier scan may be in. Raises DatasetError where the
+    folder is no data set, is empty or damaged, or holds no clip that suits.
     """
     dataset = open_dataset(root)
-    entries: list[Entry] = []
+    return _build(dataset, shard_scan.scan(dataset, kept), clips, encoded_by, row)
+
+
+def _build(
+    dataset: DatasetFolder, scanned: ScannedShards, clips: Clips, encoded_by: EncodedBy | None, row: int
+) -> Index:
     skipped: Counter[str] = Counter()
-    for shard in dataset.shards:
-        for found in _scan(shard):
-            entry = _entry(shard, found, clips, encoded_by, skipped)
-            if entry is not None:
-                entries.append(entry)
+    suited = list(_suited(scanned, clips, skipped))
+    unused: Counter[str] = Counter()
+    entries = []
+    used = _used_buckets([choices for _, _, choices in suited], row)
+    for shard, found, choices in suited:
+        bucket = next((choice for choice in choices if choice in used), None)
+        if bucket is None:
+            skipped["suit no size that enough clips suit"] += 1
+            continue
+        entry = _entry(shard, found, clips, bucket)
+        entries.append(entry if encoded_by is None else _with_encodings(entry, found, encoded_by, unused))
     if not entries:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it holds no clips"
-        raise DatasetError(
-            f"no clip of {root} can be trained on ({reasons}); a window is {clips.num_frames} frames at "
-            f"{clips.fps or 'the clip own'} frames per second: curate longer clips, or lower --num-frames",
-            code="dataset_empty",
-        )
+        raise _empty(dataset.root, clips, skipped)
     if skipped:
         logger.info("left out: %s", ", ".join(f"{count} clips %s" % reason for reason, count in skipped.items()))
-    return Index(dataset, tuple(entries), dict(skipped))
+    encoded = any(found.latents_bytes for found in _all(scanned))
+    return Index(dataset, tuple(entries), dict(skipped), dict(unused), encoded, scanned)
 
 
-@dataclass(frozen=True)
-class _Found:
-    key: str
-    offset: int
-    info: Mapping[str, object]
-    latents_head: bytes
+def _suited(
+    scanned: ScannedShards, clips: Clips, skipped: Counter[str]
+) -> Iterator[tuple[Path, Scanned, list[Bucket]]]:
+    """The clips that suit any size, with the sizes that they suit, the best first."""
+    sizes = clips.sizes
+    for shard, samples in scanned.items():
+        for found in samples:
+            if not (found.fps > 0 and found.frames > 0):
+                skipped["without fps and frames"] += 1
+            elif clips.masked_reference == "clothes" and not found.has_clothes:
+                skipped["without a clothes mask"] += 1
+            else:
+                shape = ClipShape(found.frames, found.fps, found.height, found.width)
+                choices, reason = ranked(sizes, shape, clips.fps, clips.largest_upscale)
+                if choices:
+                    yield shard, found, choices
+                else:
+                    skipped[reason] += 1
 
 
-def _scan(shard: Path) -> list[_Found]:
-    samples: dict[str, _Found] = {}
+def _used_buckets(suited: Sequence[Sequence[Bucket]], row: int) -> set[Bucket]:
+    """The buckets that at least `row` clips go to: the emptiest is given up first, and its clips go to their next."""
+    used = {bucket for choices in suited for bucket in choices}
+    while len(used) > 1:
+        firsts = (next((bucket for bucket in choices if bucket in used), None) for choices in suited)
+        counts = Counter(bucket for bucket in firsts if bucket is not None)
+        emptiest = min(used, key=lambda bucket: (counts[bucket], bucket))
+        if counts[emptiest] >= row:
+            break
+        logger.info("the bucket %s is not used: %d clips, and a row is %d", emptiest, counts[emptiest], row)
+        used.discard(emptiest)
+    return used
+
+
+def _entry(shard: Path, found: Scanned, clips: Clips, bucket: Bucket) -> Entry:
+    starts = window_starts(found.frames, found.fps, bucket.num_frames, clips.fps, clips.windows_per_clip)
+    return Entry(found.key, shard, found.offset, found.fps, starts, bucket, found.has_clothes)
+
+
+def _with_encodings(entry: Entry, found: Scanned, wanted: EncodedBy, unused: Counter[str]) -> Entry:
+    if not found.latents_bytes:
+        unused["without encodings"] += 1
+        return entry
+    theirs = _parsed(found.encoded_by)
+    if theirs is None:
+        unused["with encodings that do not say what made them"] += 1
+        return entry
+    differing = replace(wanted, window=_window(entry.bucket, wanted.window)).differs_from(theirs)
+    # A whole reference can still be masked, and is then encoded anew.
+    if differing == ["masked_reference"] and theirs.masked_reference == "none":
+        differing = []
+    if differing:
+        unused["encoded with another " + ", ".join(differing)] += 1
+        return entry
+    latents = (found.latents_start, found.latents_bytes)
+    mask: Masked = theirs.masked_reference  # pyright: ignore[reportAssignmentType] - equal to a setting
+    return replace(entry, latents=latents, encoded_start=theirs.window.start, encoded_mask=mask)
+
+
+def _window(bucket: Bucket, like: Window) -> Window:
+    return replace(like, num_frames=bucket.num_frames, height=bucket.height, width=bucket.width)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> EncodedBy | None:
     try:
-        with tarfile.open(shard) as tar:
-            for header in tar:
-                key, _, extension = header.name.partition(".")
-                known = samples.get(key) or _Found(key, header.offset, {}, b"")
-                content = tar.extractfile(header) if extension in ("json", LATENTS) else None
-                if content and extension == "json":
-                    known = _Found(key, known.offset, json.loads(content.read()), known.latents_head)
-                elif content:
-                    known = _Found(key, known.offset, known.info, content.read(HEADER_BYTES))
-                samples[key] = known
-    except (tarfile.TarError, ValueError) as problem:
-        raise DatasetError(
-            f"shard {shard} is damaged ({problem}); find what is wrong with `python -m pipelines verify --dataset "
-            f"{shard.parent.parent}`",
-            code="shard_damaged",
-        ) from problem
-    return list(samples.values())
-
-
-def _entry(
-    shard: Path, found: _Found, clips: Clips, encoded_by: EncodedBy | None, skipped: Counter[str]
-) -> Entry | None:
-    try:
-        fps, frames = float(str(found.info["fps"])), int(str(found.info["frames"]))
-    except (KeyError, ValueError):
-        skipped["without fps and frames"] += 1
+        return read_encoded_by_text(text)
+    except DatasetError:
         return None
-    starts = window_starts(frames, fps, clips.num_frames, clips.fps, clips.windows_per_clip)
-    if not starts:
-        skipped["too short"] += 1
-        return None
-    start = -1
-    if encoded_by is not None and found.latents_head:
-        theirs = read_encoded_by(found.latents_head)
-        start = theirs.window.start if not encoded_by.differs_from(theirs) else -1
-    return Entry(found.key, shard, found.offset, fps, tuple(starts), bool(found.latents_head), start)
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What is random about one sample."""
-
-    position: int
-    """Global sample index."""
-    entry: Entry
-    window: Window
-    drops_caption: bool
-    drops_image: bool
-    noise_seed: int
-    """Of everything that is drawn as tensors."""
+def _all(scanned: ScannedShards) -> Iterator[Scanned]:
+    return (found for samples in scanned.values() for found in samples)
 
 
-@dataclass(frozen=True)
-class Order:
-    """Which sample stands at which global index."""
-
-    seed: int
-    clips: Clips
-    entries: tuple[Entry, ...]
-
-    def draw(self, position: int) -> Draw:
-        """Everything random about the sample at a global index but its tensors."""
-        epoch, place = divmod(position, len(self.entries))
-        entry = self.entries[int(_permutation(self.seed, epoch, len(self.entries))[place])]
-        keyed = _keyed(self.seed, 1, position)
-        start = entry.starts[int(keyed.integers(len(entry.starts)))]
-        caption, image = keyed.random(2)
-        return Draw(
-            position=position,
-            entry=entry,
-            window=self.window(entry.encoded_start if entry.encoded_start >= 0 else start),
-            drops_caption=bool(caption < self.clips.caption_dropout),
-            drops_image=bool(image < self.clips.image_dropout),
-            noise_seed=int(keyed.integers(2**63)),
-        )
-
-    def window(self, start: int) -> Window:
-        """A window of this run's size."""
-        return Window(start, self.clips.num_frames, self.clips.height, self.clips.width, self.clips.fps)
+def _empty(root: Path, clips: Clips, skipped: Mapping[str, int]) -> DatasetError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it holds no clips"
+    sizes = ", ".join(map(str, clips.sizes))
+    return DatasetError(
+        f"no clip of {root} can be trained on ({reasons}); a window is {sizes} (frames x height x width) at "
+        f"{clips.fps or 'the clip own'} frames per second, enlarged at most {clips.largest_upscale:g} times: curate "
+        "longer or larger clips, or lower --num-frames, --height and --width",
+        code="dataset_empty",
+    )
 
 
-def timesteps(seed: int, step: int, batch_size: int, stratified: bool, num_timesteps: int) -> NDArray[np.int64]:
-    """The timesteps of one step's whole batch, uniform over the schedule; stratified ones fall in equal parts of it."""
-    keyed = _keyed(seed, 2, step)
-    uniform = keyed.random(batch_size)
-    if stratified:
-        uniform = (keyed.permutation(batch_size) + uniform) / batch_size
-    return np.minimum((uniform * num_timesteps).astype(np.int64), num_timesteps - 1)
+def _encoded_by(run: Run) -> EncodedBy:
+    from dynamictrl.encodings import folder_hash
+    from dynamictrl.weights import resolve
+
+    clips = run.recipe.clips
+    base = resolve(run.recipe.model.base, ("vae/*.safetensors", "text_encoder/*.safetensors"))
+    window = Order(run.recipe.seed, clips, ()).window(0)
+    return EncodedBy(window, folder_hash(base / "vae"), folder_hash(base / "text_encoder"), clips.masked_reference)
 
 
-def positions(step: int, batch_size: int, rank: int, workers: int) -> range:
-    """Global sample indices that one worker takes in one optimizer step."""
-    return range(step * batch_size + rank, (step + 1) * batch_size, workers)
+def _not_encoded(run: Run, index: Index) -> DatasetError:
+    reasons = index.unused_encodings or {"without encodings": len(index.entries)}
+    missing = sum(reasons.values())
+    return DatasetError(
+        f"encodings is precomputed and {missing} of {len(index.entries)} clips of {run.data} have none of this run's "
+        f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())}); make them with `"
+        f"{encode_command(run, index)}` and give its --out as --data, or use --encodings online",
+        code="latents",
+    )
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return _keyed(seed, 0, epoch).permutation(count)
-
-
-def _keyed(seed: int, purpose: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, purpose, number]))
+def encode_command(run: Run, index: Index) -> str:
+    """The command that encodes a data set as this run wants it."""
+    clips = run.recipe.clips
+    used = sorted({entry.bucket for entry in index.entries})
+    sizes = f"--latents.buckets {' '.join(map(str, used))}"
+    if not clips.buckets:
+        sizes = f"--latents.height {clips.height} --latents.width {clips.width} --latents.num-frames {clips.num_frames}"
+    device = " --latents.device cpu" if run.recipe.workers.device == "cpu" else ""
+    return (
+        f"python -m pipelines encode --videos {run.data} --out {run.data}-encoded --latents.model "
+        f"{run.recipe.model.base} {sizes} --latents.fps {clips.fps:g} --latents.crop {clips.crop} "
+        f"--latents.largest-upscale {clips.largest_upscale:g}{device}"
+    )

@@ -70,7 +70,7 @@ def evaluate(settings: Evaluation) -> Path:
     result = {
         "settings": {name: str(value) for name, value in dataclasses.asdict(settings).items()},
         "eval_size": {"height": clips.height, "width": clips.width, "num_frames": clips.num_frames, "fps": clips.fps},
-        "crop": "centred, covering the size",
+        "crop": f"covering the size, centred on the {clips.crop}",
         "clips": len(entries),
         "mean": _mean(scores.values()),
         "per_clip": scores,
@@ -90,6 +90,7 @@ def _clips(settings: Evaluation) -> Clips:
         num_frames=settings.num_frames or int(trained["num_frames"]),
         fps=settings.fps if settings.fps >= 0 else float(trained["fps"]),
         windows_per_clip=1,
+        largest_upscale=0.0,
     )
 
 
@@ -162,7 +163,7 @@ def _score_clip(
     from dynamictrl.video import write_video
 
     sample = read_sample(entry.shard, entry.offset)
-    window = Window(entry.starts[0], clips.num_frames, clips.height, clips.width, clips.fps)
+    window = Window(entry.starts[0], clips.num_frames, clips.height, clips.width, clips.fps, clips.crop)
     pixels = read_window(sample, window)
     made = {name: _render(pipeline, pixels, settings) for name, pipeline in pipelines.items()}
     copied = np.repeat(pixels.reference[None], clips.num_frames, axis=0)

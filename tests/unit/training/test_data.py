@@ -15,7 +15,9 @@ from dynamictrl.person_crop import crop_centre
 from dynamictrl.pose import NUM_KEYPOINTS, VISIBLE, PoseSequence
 from dynamictrl.shards import read_sample
 from dynamictrl.windows import Window, crop_pose, frame_indices, read_window, window_starts
-from training.data import Order, build_index, positions, timesteps
+from training.arrangement import timesteps
+from training.data import build_index
+from training.order import Order
 from training.settings.clips import Clips
 
 CLIPS = Clips(height=32, width=32, num_frames=5, fps=12.0)
@@ -83,13 +85,6 @@ def test_dropout_shares_are_as_asked(order: Order):
 
     assert np.mean([draw.drops_caption for draw in draws]) == pytest.approx(0.25, abs=0.07)
     assert all(draw.drops_image for draw in draws)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_share_a_step_without_overlap(workers: int):
-    shares = [positions(5, 8, rank, workers) for rank in range(workers)]
-
-    assert sorted(position for share in shares for position in share) == list(range(40, 48))
 
 
 def test_stratified_timesteps_fall_one_in_each_part():

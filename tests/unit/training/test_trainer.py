@@ -249,7 +249,7 @@ def write_encoded(recipe: Recipe, data: Path, out: Path) -> Path:
     from dynamictrl.conditioning import PromptEncoder
     from dynamictrl.windows import Window, read_window
     from training import starting_weights
-    from training.batches import FrozenModels
+    from training.frozen_models import FrozenModels
 
     pipeline = starting_weights.load(recipe)
     prompts = PromptEncoder(

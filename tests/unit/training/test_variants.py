@@ -21,10 +21,13 @@ from dynamictrl.conditioning import PromptEncoder
 from dynamictrl.errors import ConfigError
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
 from training import starting_weights
-from training.batches import Batch, Collator, FrozenModels, Loader, image_scale
+from training.batches import Batch, Collator
 from training.config import Recipe, Run
-from training.data import Order, build_index
+from training.data import build_index
+from training.frozen_models import FrozenModels, image_scale
+from training.loader import Loader
 from training.lora import Lora
+from training.order import Order
 from training.recipes import RECIPES, tiny_on_cpu
 
 CPU = torch.device("cpu")
