@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import Attention, AttentionMixin, FeedForward
-from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -28,7 +27,13 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from dynamictrl.errors import CheckpointError, ConfigError
+from dynamictrl.joint_attention import JointAttention
 from dynamictrl.pose_control import PoseControl, pose_control_class
+from dynamictrl.recomputation import Recompute, recomputed
+from dynamictrl.sequence_parallel import WholeClip, share_tokens
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the video tokens' positions, each [S, head width]."""
@@ -62,10 +67,12 @@ class DynamiCtrlBlock(nn.Module):
             eps=1e-6,
             bias=attention_bias,
             out_bias=True,
-            processor=CogVideoXAttnProcessor2_0(),  # pyright: ignore[reportArgumentType]
+            processor=JointAttention(),  # pyright: ignore[reportArgumentType]
         )
         self.norm2 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
         self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=True)
+        self.recompute: Recompute = "none"
+        """What the backward pass computes anew; a string, so that equal blocks share one compiled graph."""
 
     def forward(
         self,
@@ -77,6 +84,18 @@ class DynamiCtrlBlock(nn.Module):
         attention_kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The three streams after this block."""
+        inputs = (video_BSD, text_BLD, pose_BSD, time_BT, image_rotary_emb, attention_kwargs)
+        return recomputed(self._compute, self.recompute, *inputs)
+
+    def _compute(
+        self,
+        video_BSD: Tensor,
+        text_BLD: Tensor,
+        pose_BSD: Tensor | None,
+        time_BT: Tensor,
+        image_rotary_emb: Rotary | None,
+        attention_kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         normed_BSD, normed_BLD, gate, text_gate = self.norm1(video_BSD, text_BLD, time_BT)
         normed_BSD, pose_BSD = self.control_norm1.before_attention(normed_BSD, pose_BSD, time_BT)
         attended_BSD, attended_BLD = self.attn1(
@@ -185,6 +204,12 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         )
         self.proj_out = nn.Linear(width, patch_size * patch_size * (patch_size_t or 1) * out_channels)
         self.gradient_checkpointing = False
+        self._clip = WholeClip()
+
+    def share_tokens(self, group: ProcessGroup) -> None:
+        """From now on the ranks of `group` share every clip (`sequence_parallel`): all of them must call the model,
+        with the same inputs, and each gets the whole prediction. ConfigError where it has more ranks than heads."""
+        self._clip = share_tokens(self, group, self.config["num_attention_heads"])
 
     @property
     def control(self) -> type[PoseControl]:
@@ -214,12 +239,14 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         text_length = encoder_hidden_states.shape[1]
         time_BT = self._embed_time(timestep, ofs, hidden_states.dtype)
         tokens = self._embed_patches(encoder_hidden_states, video_BFCHW)
-        text_BLD, video_BSD = tokens[:, :text_length], tokens[:, text_length:]
+        text_BLD, video_BSD = _own(tokens[:, :text_length]), _own(tokens[:, text_length:])
         pose_BSD = None
         if pose_BFCHW is not None:
-            pose_BSD = self._embed_patches(encoder_hidden_states, pose_BFCHW)[:, text_length:]
+            pose_BSD = _own(self._embed_patches(encoder_hidden_states, pose_BFCHW)[:, text_length:])
 
         video_BSD, pose_BSD = self.control.at_input(video_BSD, pose_BSD)
+        mine = self._clip.split((video_BSD, text_BLD, pose_BSD, image_rotary_emb))
+        video_BSD, text_BLD, pose_BSD, image_rotary_emb = mine
         recompute: Any = self._gradient_checkpointing_func
         for block in self.transformer_blocks:
             inputs = (video_BSD, text_BLD, pose_BSD, time_BT, image_rotary_emb, attention_kwargs or {})
@@ -229,7 +256,7 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
                 video_BSD, text_BLD, pose_BSD = block(*inputs)
 
         video_BSD = self.norm_out(self.norm_final(video_BSD), temb=time_BT)
-        sample_BFCHW = self._unpatchify(self.proj_out(video_BSD), hidden_states.shape)
+        sample_BFCHW = self._unpatchify(self._clip.gather(self.proj_out(video_BSD)), hidden_states.shape)
         return Transformer2DModelOutput(sample=sample_BFCHW) if return_dict else (sample_BFCHW,)
 
     def _embed_time(self, timestep: Tensor, ofs: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -302,6 +329,11 @@ def _patch_embed(config: Mapping[str, Any], width: int) -> CogVideoXPatchEmbed:
         use_positional_embeddings=not config["use_rotary_positional_embeddings"],
         use_learned_positional_embeddings=config["use_learned_positional_embeddings"],
     )
+
+
+def _own(view: Tensor) -> Tensor:
+    """A copy with strides of its own: the first block then shares the compiled graph of the others."""
+    return view.clone(memory_format=torch.contiguous_format)
 
 
 def _check_config(rotary: bool, learned: bool, ofs_width: int | None, time_width: int) -> None:

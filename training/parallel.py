@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 logger = logging.getLogger(__name__)
+
+REDUCE_BUCKET = 100_000_000
+"""Gradient elements that DeepSpeed sends at once: 0.2 GB of bfloat16, with a second such buffer while one is under way.
+Well above what saturates NVLink, a fifth of DeepSpeed's default, and larger than any layer of a 5B model."""
+GROUP_ELEMENTS = 500_000_000
+"""Parameters that the optimizer works on at once. DeepSpeed makes the float32 sum of the gradients (2 GB of it) group
+by group as the backward pass reaches one, when the activations of as many blocks are gone, and frees it likewise."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ def join(recipe: Recipe) -> Place:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if workers.threads_per_worker:
         torch.set_num_threads(workers.threads_per_worker)
+    if workers.device == "cuda":
+        _let_memory_change_shape()
     if not dist.is_initialized():
         _start_group(workers)
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -69,6 +79,14 @@ def join(recipe: Recipe) -> Place:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return Place(rank, size, device, recipe.speed.sequence_parallel)
+
+
+def _let_memory_change_shape() -> None:
+    """Gradients come as activations of other sizes go: only pages that are mapped anew can serve both."""
+    private: Any = torch._C
+    older = "_cuda_cudaCachingAllocator_set_allocator_settings"
+    settle = getattr(private, "_accelerator_setAllocatorSettings", None) or getattr(private, older)
+    settle("expandable_segments:True")
 
 
 def _start_group(workers: Workers) -> None:
@@ -87,8 +105,12 @@ def deepspeed_config(recipe: Recipe, workers: int) -> dict[str, Any]:
         "gradient_clipping": recipe.optimization.max_grad_norm,
         "zero_optimization": {
             "stage": recipe.workers.zero_stage,
-            "overlap_comm": recipe.workers.device == "cuda",
+            # Alone there is nobody to talk to; a stream of its own would only split the allocator's memory.
+            "overlap_comm": recipe.workers.device == "cuda" and workers > 1,
             "contiguous_gradients": True,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            # On stage 2 a bucket is all-reduced either way; this way it is summed up from where it lies, uncopied.
+            "reduce_scatter": recipe.workers.zero_stage == 3,
         },
         "steps_per_print": 10**9,
     }
@@ -103,8 +125,10 @@ def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpe
 
     _quiet_deepspeed()
     learns = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    # ZeRO-3 cuts up what it holds by itself.
+    groups = [learns] if recipe.workers.zero_stage == 3 else parameter_groups(learns, GROUP_ELEMENTS)
     optimizer = torch.optim.AdamW(
-        learns,
+        [{"params": group} for group in groups],
         lr=recipe.optimization.learning_rate,
         betas=recipe.optimization.betas,
         weight_decay=recipe.optimization.weight_decay,
@@ -114,6 +138,19 @@ def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpe
         model=transformer, optimizer=optimizer, config=deepspeed_config(recipe, place.size)
     )
     return engine
+
+
+def parameter_groups(parameters: Sequence[nn.Parameter], elements: int) -> list[list[nn.Parameter]]:
+    """The parameters in their order, in groups of at least so many elements, but for the last."""
+    groups: list[list[nn.Parameter]] = [[]]
+    held = 0
+    for parameter in parameters:
+        if held >= elements:
+            groups.append([])
+            held = 0
+        groups[-1].append(parameter)
+        held += parameter.numel()
+    return groups
 
 
 def _quiet_deepspeed() -> None:

@@ -1,0 +1,68 @@
+"""CogVideoX's attention over text and video, laid out so that a compiler has little left to move.
+
+The numbers are those of diffusers' `CogVideoXAttnProcessor2_0`, to the bit in eager mode; what lies where differs:
+
+* Heads stay inside a token's row, [B, T, N, K], until the attention itself takes a view: queries and keys are
+  normalised and turned where the projections wrote them, and the answer needs no copy to be projected.
+* Text tokens are turned by an angle of zero instead of being cut off and written back, so a norm and a rotation are
+  one pass over the queries (diffusers' slice assignment is a copy forward and two backward).
+* A pair of channels swaps places by one index, not by two strided halves that are stacked again.
+
+Shape suffixes: B batch, N heads, S video tokens, L text tokens, T = L + S tokens, K head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import Attention
+from torch import Tensor
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of the video tokens' positions, each [S, K]."""
+
+
+class JointAttention:
+    """Attention processor: text and video tokens attend to each other, video tokens by their positions."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Video [B, S, D] and text [B, L, D] after attention; `attention_mask` is not known here."""
+        assert attention_mask is None, "joint attention sees every token"
+        layers: Any = attn
+        text_length = encoder_hidden_states.shape[1]
+        joined = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        q, k, v = (layer(joined).unflatten(-1, (attn.heads, -1)) for layer in (layers.to_q, layers.to_k, layers.to_v))
+        if layers.norm_q is not None:
+            q, k = layers.norm_q(q), layers.norm_k(k)
+        if image_rotary_emb is not None:
+            turning = whole_table(image_rotary_emb, text_length)
+            q, k = turn(q, turning), turn(k, turning)
+        answer = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        answer = answer.transpose(1, 2).flatten(2)
+        linear, dropout = layers.to_out
+        answer = dropout(linear(answer))
+        return answer[:, text_length:], answer[:, :text_length]
+
+
+def whole_table(rotary: Rotary, text_length: int) -> Rotary:
+    """Cosines and signed sines [T, 1, K]: text tokens stand still, and of each pair the first sine is negative."""
+    cosines, sines = rotary
+    signed = torch.stack([-sines[:, 0::2], sines[:, 1::2]], dim=-1).flatten(1)
+    still = cosines.new_zeros((text_length, cosines.shape[1]))
+    return torch.cat([still + 1, cosines])[:, None], torch.cat([still, signed])[:, None]
+
+
+def turn(x_BTNK: Tensor, turning: Rotary) -> Tensor:
+    """Queries or keys [B, T, N, K] turned by `whole_table`'s angles, computed in float32."""
+    cosines, signed_sines = turning
+    swapped = x_BTNK.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x_BTNK.float() * cosines + swapped.float() * signed_sines).to(x_BTNK.dtype)
