@@ -22,7 +22,7 @@ from training import parallel
 from training.config import Recipe
 from training.memory import Kept
 from training.parallel import Place
-from training.step import Work, kept_by, peak_tflops
+from training.step import Work, peak_tflops
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -67,16 +67,15 @@ class Meter:
     """What the steps of a run have in common."""
 
     def __init__(
-        self, recipe: Recipe, place: Place, config: Mapping[str, Any], *, num_timesteps: int, clips: int,
-        kept: Kept | None = None,
-    ):  # fmt: skip
-        """`config` is the transformer's, `num_timesteps` the schedule's length, `clips` are those of the data set.
+        self, recipe: Recipe, place: Place, config: Mapping[str, Any], kept: Kept, *, num_timesteps: int, clips: int
+    ):
+        """`config` is the transformer's, `kept` what its blocks leave for the backward pass (`step.kept_of`).
 
-        `kept` is what the blocks really leave for the backward pass; without it the recipe's word is taken.
+        `num_timesteps` is the schedule's length, `clips` are those of the data set.
         """
         self.recipe, self.place, self.config = recipe, place, config
         self.num_timesteps, self.clips = num_timesteps, clips
-        self.kept = kept or kept_by(recipe.speed.recompute, config["num_layers"])
+        self.kept = kept
         peak = peak_tflops(parallel.device_name(place.device))
         self.peak_tflops = peak * place.size if peak is not None else None
         """Of all workers together."""

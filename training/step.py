@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamictrl import objective
 from training.memory import Kept
@@ -56,11 +57,12 @@ def learning_rate(optimization: Optimization, step: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def kept_by(policy: str, blocks: int) -> Kept:
-    """What the setting `recompute` leaves for the backward pass, the same for all blocks; auto stands for the least."""
-    if policy == "none":
-        return Kept(whole=blocks, attention=0, inputs=0)
-    return Kept(0, blocks, 0) if policy == "attention" else Kept(0, 0, blocks)
+def kept_of(transformer: nn.Module) -> Kept:
+    """What the transformer's blocks leave for the backward pass, as `acceleration.prepare` has told each of them."""
+    plans = Counter(
+        getattr(block, "recompute", "all") for block in transformer.get_submodule("transformer_blocks").children()
+    )
+    return Kept(plans["none"], plans["attention"], plans["all"])
 
 
 @dataclass(frozen=True)

@@ -14,5 +14,5 @@ from training.tracking import TrackedRun
 def record(run: Run, tracked: TrackedRun | None) -> list[Callback]:
     """The callbacks that keep a run's metrics: the file first, since MLflow's catches up from it."""
     path = RunFolder(run.out).metrics
-    kept: list[Callback] = [MetricsFile(path), Sessions(run.out / FILE)]
+    kept: list[Callback] = [Sessions(run.out / FILE, path), MetricsFile(path)]
     return [*kept, MlflowLog(tracked, path)] if tracked is not None else kept

@@ -1,6 +1,6 @@
 """`RUN/sessions.jsonl`: when the run was started, gone on with, saved, exported and ended, one JSON object a line.
 
-Unlike the metrics nothing is ever dropped, so it tells of the steps that a restart took again.
+Unlike the metrics nothing is ever dropped, so it tells of the steps that a restart takes again (`reached`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from training.callbacks import Callback
+from training.callbacks.metrics_file import read_lines
 
 FILE = "sessions.jsonl"
 
@@ -17,15 +18,18 @@ FILE = "sessions.jsonl"
 class Sessions(Callback):
     """Appends what happens to a run; the step is that of the weights at the time."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, metrics_file: Path):
+        """`metrics_file` is `MetricsFile`'s, which stands after this callback: it drops what a restart takes again."""
+        self._path, self._metrics_file = path, metrics_file
         self._step = -1
 
     def on_start(self, step: int) -> None:
         import torch.distributed as dist
 
         self._step = step
-        self._write("start", {"workers": dist.get_world_size() if dist.is_initialized() else 1})
+        reached = max((int(line["step"]) for line in read_lines(self._metrics_file)), default=0)
+        workers = dist.get_world_size() if dist.is_initialized() else 1
+        self._write("start", {"reached": reached, "workers": workers})
 
     def on_step(self, step: int, metrics: object) -> None:
         self._step = step
