@@ -75,7 +75,7 @@ class Trainer:
         self._guard = Guard(recipe.watch, place, run.out, self._engine)
         self._trace = Trace(recipe.watch.profile_step, place, run.out, callbacks)
         self._meter = Meter(
-            recipe, place, self._config,
+            recipe, place, self._config, step.kept_of(self._pipeline.transformer),
             num_timesteps=self._schedule.num_timesteps, clips=len(self._feed.index.entries),
         )  # fmt: skip
 
