@@ -10,12 +10,13 @@ from pathlib import Path
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError
 from training import provenance, tracking
+from training.buckets import check_sizes
 from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Run
-from training.data import build_index
+from training.data import index_of
 from training.lora import check_base
-from training.plan import base_config, check_shape
+from training.plan import base_config
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ def launch(run: Run) -> Path:
     check(run)
     run = _with_absolute_base(run)
     folder = RunFolder(run.out)
-    index = build_index(run.data, run.recipe.clips)
+    index = index_of(run, encodings=False)
     folder.claim(run, index.fingerprint)
+    index.keep(run.out)
     logger.info("%d clips of %s; run folder %s", len(index.entries), run.data, run.out)
     tracked = tracking.open_run(run)
     if not is_finished(run):
@@ -65,7 +67,7 @@ def check(run: Run) -> None:
         weights.resolve(run.recipe.model.base, ("model_index.json",))
     config = base_config(run.recipe.model.base)
     check_base(run.recipe.lora, run.recipe.model, config)
-    check_shape(run.recipe.clips.height, run.recipe.clips.width, run.recipe.clips.num_frames)
+    check_sizes(run.recipe, config)
     on_disk.check_layout(on_disk.newest(RunFolder(run.out).checkpoints), run.recipe.workers.zero_stage)
 
 
