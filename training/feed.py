@@ -24,7 +24,7 @@ from training.config import Run
 from training.data import Index, index_of
 from training.frozen_models import FrozenModels, image_scale
 from training.loader import Loader
-from training.order import Order
+from training.order import Draw, Order
 from training.parallel import Place
 from training.skipped_samples import SkippedSamples
 
@@ -80,6 +80,13 @@ class Feed:
             if ready is not None:
                 _take_over(batch, ready, self._place.device)
             yield batch
+
+    def shown(self, step: int) -> list[Draw]:
+        """What this worker's samples of the optimizer step `step` are, in the order of `batches`.
+
+        Of a sample that could not be read it names the first choice, not what stood in for it.
+        """
+        return [self.order.draw(position) for position in chain.from_iterable(self._positions(step))]
 
     def close(self) -> None:
         """Stops reading and making ahead."""
