@@ -17,6 +17,7 @@ from training.config import Run
 from training.data import index_of
 from training.lora import check_base
 from training.plan import base_config
+from training.summary.page import write_after
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,12 @@ def launch(run: Run) -> Path:
         folder.failure.unlink(missing_ok=True)
         try:
             _train(run, tracked)
-        except BaseException:
+        except BaseException as problem:
             if tracked is not None:
-                tracking.close_failed(tracked)
+                tracking.close_early(tracked, problem)
             raise
+        finally:
+            write_after(run.out)
     else:
         logger.info("the run is finished already")
     if tracked is not None:
