@@ -1,4 +1,4 @@
-"""`python -m training RECIPE --data DATASET --out RUN`, `plan RECIPE`, `convert BASE`, `evaluate`, `attention`.
+"""`python -m training RECIPE --data DATASET --out RUN`, `plan`, `convert`, `evaluate`, `attention`, `summary RUN`.
 
 Exit codes: 0 done, 2 a usage or configuration error (before any cluster or GPU is touched), 1 a failure at run time.
 """
@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 a usage or configuration error (before any cluster or GPU 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from training.config import Recipe, Run
 from training.conversion import Convert
 from training.recipes import RECIPES
 from training.settings.evaluation import Evaluation
+from training.settings.hardware import Hardware
 
 Quiet = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
@@ -33,20 +35,6 @@ class Places:
     """Data set folder written by `python -m pipelines`."""
     out: Path
     """Run folder; the exported model is `OUT/model`. The same command continues a run that was stopped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What the plan is made for."""
-
-    gpus: int = 0
-    """Number of GPUs; 0 takes the recipe's number of workers."""
-    gpu_memory_gib: float = 139.0
-    """Usable memory of one GPU, GiB (an H200 by default)."""
-    peak_tflops: float = 989.4
-    """Dense bf16 peak of one GPU, TFLOP/s (an H200 by default)."""
-    expected_mfu: float = 0.38
-    """Share of the peak that a step is expected to use."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         "convert": _convert,
         "evaluate": _evaluate,
         "attention": _attention,
+        "summary": _summary,
     }
     try:
         return commands[command](rest) if command in commands else _train(command, rest)
@@ -70,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except DynamiCtrlError as problem:
         print(f"error: {problem}", file=sys.stderr)
-        return 1 if problem.code == "run_failed" else 2
+        return 1 if problem.code in ("run_failed", "run_stopped") else 2
     except OSError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -81,10 +70,11 @@ def _overview() -> str:
     return "\n".join(
         [
             "usage: python -m training RECIPE --data DATASET --out RUN [--field value ...]",
-            "       python -m training plan RECIPE [--gpus N] [--gpu-memory-gib M] [--field value ...]",
+            "       python -m training plan RECIPE [--gpus N] [--gpu h200] [--json] [--field value ...]",
             "       python -m training convert BASE --out FOLDER [--pose-control padaln] [--field value ...]",
             "       python -m training evaluate --model MODEL --data DATASET --out DIR",
             "       python -m training attention --model MODEL --image I --driving-video V --prompt P --out DIR",
+            "       python -m training summary RUN [--out FILE.html]",
             "",
             "Fine-tunes a DynamiCtrl model on a data set folder. `RECIPE --help` shows every field with its unit.",
             "",
@@ -123,7 +113,7 @@ def _train(name: str, arguments: list[str]) -> int:
 
 def _plan(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
-        print("usage: python -m training plan RECIPE [--gpus N] [--gpu-memory-gib M] [--field value ...]")
+        print("usage: python -m training plan RECIPE [--gpus N] [--gpu h200] [--json] [--field value ...]")
         print(f"recipes: {', '.join(RECIPES)}")
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     recipe = _recipe_named(arguments[0])
@@ -132,19 +122,12 @@ def _plan(arguments: list[str]) -> int:
         """What a run takes: parameters, tokens, FLOPs, memory per GPU, seconds per step."""
         return hardware, recipe
 
-    hardware, recipe = tyro.cli(
-        command, prog=f"python -m training plan {arguments[0]}", args=arguments[1:], config=Quiet
-    )
+    fields = [argument for argument in arguments[1:] if argument != "--json"]
+    hardware, recipe = tyro.cli(command, prog=f"python -m training plan {arguments[0]}", args=fields, config=Quiet)
     from training.plan import plan
 
-    result = plan(
-        recipe,
-        gpus=hardware.gpus,
-        gpu_memory_gib=hardware.gpu_memory_gib,
-        peak_tflops=hardware.peak_tflops,
-        expected_mfu=hardware.expected_mfu,
-    )
-    print(result.text())
+    result = plan(recipe, hardware)
+    print(json.dumps(result.to_dict(), indent=1) if "--json" in arguments else result.text())
     if not result.fits:
         print(f"error: {result.refusal()}", file=sys.stderr)
         return 2
@@ -177,6 +160,23 @@ def _attention(arguments: list[str]) -> int:
     settings = tyro.cli(AttentionStudy, prog="python -m training attention", args=arguments, config=Quiet)
     folder = study(settings)
     print(f"look at {folder / 'figure3.png'}; numbers are in attention.json, all maps in maps.npz")
+    return 0
+
+
+def _summary(arguments: list[str]) -> int:
+    def command(run: tyro.conf.Positional[Path], out: Path | None = None) -> tuple[Path, Path | None]:
+        """One static page about a run, finished, running or failed.
+
+        Args:
+            run: Run folder.
+            out: File to write; RUN/summary.html by default.
+        """
+        return run, out
+
+    folder, out = tyro.cli(command, prog="python -m training summary", args=arguments, config=Quiet)
+    from training.summary.page import write_summary
+
+    print(f"look at {write_summary(folder, out)}")
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dynamictrl.errors import ConfigError
@@ -27,7 +28,7 @@ ATTENTION_TENSORS = 3
 """The inputs, and the attention's output (its log-sum is 1/32 of one and left out)."""
 WHOLE_TENSORS_COMPILED = 12
 """Inputs 2, queries, keys and values 3, attention output 1, its projection 1, feed-forward 4 before its activation
-and 1 after; what torch.compile can compute anew from these at no matmul is not kept. gpu.md gives 2 + 1 + 41 GB / 42."""
+and 1 after; what torch.compile can compute anew from these without a matmul is not kept."""
 WHOLE_TENSORS_EAGER = 28
 """Every intermediate; from the batch sizes 1, 2, 4 measured eager (46.3, 55.5, 78.3 GiB): 11.4 GiB a sample."""
 LIVE_TENSORS_COMPILED = 25
@@ -45,17 +46,17 @@ WORKSPACE = 0.5e9
 """Bytes inside it that no component below names: cuBLAS workspaces, the batch, rotary tables (measured 0.46 GiB)."""
 FRAGMENTATION = 0.05
 """Share of what comes and goes in a step that the allocator cannot place tightly."""
-REDUCE_BUCKET = 500_000_000
-"""Gradient elements that DeepSpeed sends at once; its default."""
+REDUCE_BUCKET = 100_000_000
+"""Gradient elements that DeepSpeed sends at once; `parallel` sets it."""
+GROUP_ELEMENTS = 500_000_000
+"""Parameters in a group of the optimizer's, which its step works on one after the other; `parallel` makes them."""
 LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO-3 holds gathered at once; its default."""
-PARAMETER_GROUPS = 1
-"""Into how many groups of about one size the optimizer's parameters go: its step works on one after the other."""
 ENCODE_BYTES_PER_PIXEL = {"frame": 6_200, "clip": 26_900}
 """The VAE's working memory by pixels of a picture; measured untiled at 768x1360: 6.4 and 26.6 GiB with its weights."""
 
-HOST_BYTES_PER_WORKER = 6e9
-"""A worker process's own host memory: libraries and pinned batches."""
+HOST_BYTES = {"cuda": 4e9, "cpu": 1e9}
+"""A worker process's own host memory: libraries, and pinned batches beside a GPU."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Memory:
     @property
     def allocated_gib(self) -> float:
         """What `torch.cuda.max_memory_allocated` will say."""
-        outside = self.device_gb["context"] + self.device_gb["fragmentation"]
+        outside = self.device_gb.get("context", 0.0) + self.device_gb["fragmentation"]
         return (self.total_gb - outside) * GB / GIB
 
 
@@ -108,16 +109,20 @@ class _Job:
     def weight(self) -> int:
         return 2 if self.recipe.workers.precision == "bf16" else 4
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return shapes.transformer_parameters(self.config, self.recipe.model.pose_control) + self._pose_encoder
 
-    @property
+    @cached_property
     def trained(self) -> int:
-        recipe = self.recipe
-        return shapes.trained_parameters(recipe, self.config, self.parameters - self._pose_encoder) + self._pose_encoder
+        return shapes.learnt(self.recipe, self.config)
 
     @property
+    def groups(self) -> int:
+        """Of the optimizer's parameters; ZeRO-3 cuts up what it holds by itself."""
+        return max(1, self.trained // GROUP_ELEMENTS)
+
+    @cached_property
     def frozen(self) -> int:
         return self.parameters if self.recipe.lora.lora_rank else 0
 
@@ -127,7 +132,7 @@ class _Job:
             return 0
         return shapes.pose_encoder_parameters(self.config["out_channels"])
 
-    @property
+    @cached_property
     def stream(self) -> float:
         """Bytes of one [tokens, width] tensor on one worker."""
         return self.tokens * shapes.width(self.config) * self.weight / self.recipe.speed.sequence_parallel
@@ -204,11 +209,11 @@ def _at_fullest(job: _Job, kept: Kept) -> Memory:
         "optimizer step": _step(job),
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
-    passing = moments[moment]
+    passing, on_gpu = moments[moment], job.recipe.workers.device == "cuda"
     parts = standing | {
         **passing,
-        "workspace": WORKSPACE,
-        "context": CUDA_CONTEXT,
+        "workspace": WORKSPACE if on_gpu else 0,
+        "context": CUDA_CONTEXT if on_gpu else 0,
         "fragmentation": FRAGMENTATION * sum(passing.values()),
     }
     return Memory(moment, {name: size / GB for name, size in parts.items() if size}, _host(job), kept)
@@ -223,9 +228,14 @@ def _standing(job: _Job) -> dict[str, float]:
         "weights": weights / (job.workers if workers.zero_stage == 3 else 1),
         "gathered weights": gathered,
         "optimizer states": 0 if workers.offload_optimizer else 12 * trained / job.workers,
-        "moving average": 4 * trained / job.workers if job.recipe.optimization.ema_decay else 0,
+        "moving average": _average(job) if not workers.offload_optimizer else 0,
         "frozen encoders": _encoders(job),
     }
+
+
+def _average(job: _Job) -> float:
+    """Bytes of the moving average, which lies where the master weights lie."""
+    return 4 * job.trained / job.workers if job.recipe.optimization.ema_decay else 0
 
 
 def _encoders(job: _Job) -> float:
@@ -239,15 +249,18 @@ def _encoders(job: _Job) -> float:
 
 def _encoding(job: _Job) -> dict[str, float]:
     """While a clip goes through the VAE, between two backward passes."""
+    return {"gradients": _gradients(job, 0.0), "encoding": _encoder_activations(job)}
+
+
+def _encoder_activations(job: _Job) -> float:
+    """Bytes that the VAE needs to encode what is not there yet: clips, or the noisy reference alone."""
     clips = job.recipe.clips
-    whole, one = not job.precomputed and clips.num_frames > 1, clips.image_noise or not job.precomputed
+    whole, one = not job.precomputed, clips.image_noise or not job.precomputed
     per_pixel = ENCODE_BYTES_PER_PIXEL["clip"] if whole else ENCODE_BYTES_PER_PIXEL["frame"] if one else 0
     if job.config["text_embed_dim"] != 4096:
         per_pixel /= 16  # a mini's VAE
-    return {
-        "gradients": _gradients(job, 1.0) if job.accumulates else _gradients(job, 0.0),
-        "encoding": clips.height * clips.width * per_pixel * job.weight / 2,
-    }
+    pixels = max(size.height * size.width for size in shapes.sizes(job.recipe))
+    return pixels * per_pixel * job.weight / 2
 
 
 def sums_in_float32(recipe: Recipe, workers: int) -> bool:
@@ -263,21 +276,23 @@ def _gradients(job: _Job, done: float) -> float:
     if stage == 3:
         return 0 if job.recipe.workers.offload_optimizer else width * trained / workers  # allocated at the start
     if stage == 1 and summed and not job.recipe.workers.offload_optimizer:
-        # DeepSpeed's bf16 optimizer: the float32 sum of every gradient, on every worker, and the new gradients.
-        return 4 * trained + 2 * trained * done
+        # DeepSpeed's bf16 optimizer: on every worker all gradients, and all their float32 sums, all the time.
+        return 6 * trained
     own = width * trained / workers
     if not summed and job.recipe.workers.offload_optimizer:
         return 0
+    if job.accumulates:  # all from the first micro-batch on; without a sum of its own, the last one's beside
+        return own if summed else 2 * own
     if not done:
         return 0
     # A float32 sum is made group by group; the buffer for gradients in the weights' own precision whole.
-    return own * math.ceil(done * PARAMETER_GROUPS) / PARAMETER_GROUPS if summed else own
+    return own * math.ceil(done * job.groups) / job.groups if summed else own
 
 
 def _step(job: _Job) -> dict[str, float]:
     """During the optimizer's step: gradients, and one group's in float32 where they were not."""
     workers = job.recipe.workers
-    own = job.trained / job.workers / PARAMETER_GROUPS
+    own = job.trained / job.workers / job.groups
     converts = not sums_in_float32(job.recipe, job.workers) and not workers.offload_optimizer
     per_element = 4 + (job.weight if job.weight != 4 else 0)
     return {"gradients": _gradients(job, 1.0), "gradients in float32": own * per_element if converts else 0}
@@ -302,13 +317,23 @@ def _backward(job: _Job, kept: Kept) -> dict[str, float]:
         "gradient buckets": transient,
         "activations": best[0],
         "pose encoder": _pose_encoder_activations(job),
+        "encoding": _encoder_activations(job) if _reads_ahead(job) else 0,
     }
+
+
+def _reads_ahead(job: _Job) -> bool:
+    """Whether the next micro-batch is made on the device while this one computes."""
+    return job.recipe.workers.device == "cuda" and job.recipe.clips.batches_ahead > 0
+
+
+def is_compiled(recipe: Recipe) -> bool:
+    """Whether blocks are compiled; under ZeRO-3, whose hooks would break their graphs, they are not."""
+    return recipe.speed.compile_blocks and recipe.workers.device == "cuda" and recipe.workers.zero_stage != 3
 
 
 def _tensors(job: _Job) -> dict[str, float]:
     """How many [tokens, width] tensors a block keeps under each policy, and how many its own gradients take."""
-    compiled = job.recipe.speed.compile_blocks and job.recipe.workers.device == "cuda"
-    control = job.recipe.model.pose_control
+    compiled, control = is_compiled(job.recipe), job.recipe.model.pose_control
     counts = {
         "inputs": INPUT_TENSORS,
         "attention": ATTENTION_TENSORS,
@@ -334,15 +359,15 @@ def _buckets(job: _Job) -> float:
         return REDUCE_BUCKET * job.weight
     if workers.zero_stage == 1 and sums_in_float32(job.recipe, job.workers) and not workers.offload_optimizer:
         return REDUCE_BUCKET * 4 if job.workers > 1 else 0
-    return 2 * REDUCE_BUCKET * job.weight
+    return (2 if job.workers > 1 else 1) * REDUCE_BUCKET * job.weight
 
 
 def _pose_encoder_activations(job: _Job) -> float:
     """Bytes that an expert pose encoder keeps: each layer's output before and after its activation."""
     if job.recipe.model.pose_encoding != "expert":
         return 0
-    clips = job.recipe.clips
-    pixels = clips.num_frames * clips.height * clips.width * job.recipe.optimization.micro_batch_size
+    shown = max(size.num_frames * size.height * size.width for size in shapes.sizes(job.recipe))
+    pixels = shown * job.recipe.optimization.micro_batch_size
     return 2 * pixels * (32 / 4 + 64 / 16 + 128 / 64) * job.weight
 
 
@@ -354,9 +379,10 @@ def _host(job: _Job) -> dict[str, float]:
     loading = job.parameters * job.weight + _encoders_on_disk(job)
     return {
         "optimizer states": states / GB,
+        "moving average": (_average(job) if workers.offload_optimizer else 0) / GB,
         "encoding cache": job.recipe.clips.cache_gib * GIB / GB,
-        "models while they load": loading / GB,
-        "process": HOST_BYTES_PER_WORKER / GB,
+        "models in loading": loading / GB,
+        "process": HOST_BYTES[workers.device] / GB,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,20 @@ COGVIDEOX_VAE = 215_583_907
 """Parameters of the CogVideoX VAE."""
 T5_XXL_ENCODER = 4_762_310_656
 """Parameters of the T5-v1.1-XXL encoder."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a clip as it is shown."""
+
+    num_frames: int
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+
+    def __str__(self):
+        return f"{self.num_frames}x{self.height}x{self.width}"
 
 
 def base_config(base: str) -> dict[str, Any]:
@@ -71,11 +86,27 @@ def latent_frames(num_frames: int, config: Mapping[str, Any]) -> int:
     return -(-count // patch) * patch
 
 
+def sizes(recipe: Recipe) -> list[Size]:
+    """The sizes a recipe's clips are shown in, the one with most tokens first."""
+    named = [Size(one.num_frames, one.height, one.width) for one in recipe.clips.sizes]
+    return sorted(named, key=lambda size: size.num_frames * size.height * size.width, reverse=True)
+
+
 def video_tokens(recipe: Recipe, config: Mapping[str, Any]) -> int:
+    """Tokens of the recipe's largest clip, without its caption's."""
+    return max(clip_tokens(size, config) for size in sizes(recipe))
+
+
+def clip_tokens(size: Size, config: Mapping[str, Any]) -> int:
     """Tokens of one clip, without its caption's."""
     cell = 8 * config["patch_size"]
-    frames = latent_frames(recipe.clips.num_frames, config) // (config["patch_size_t"] or 1)
-    return frames * (recipe.clips.height // cell) * (recipe.clips.width // cell)
+    frames = latent_frames(size.num_frames, config) // (config["patch_size_t"] or 1)
+    return frames * (size.height // cell) * (size.width // cell)
+
+
+def tokens(size: Size, config: Mapping[str, Any]) -> int:
+    """Tokens of one clip and its caption."""
+    return clip_tokens(size, config) + config["max_text_seq_length"]
 
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> int:
@@ -124,11 +155,19 @@ def transformer_parameters(config: Mapping[str, Any], pose_control: str) -> int:
 
 def forward_flop(config: Mapping[str, Any], pose_control: str, video_tokens: int, text_tokens: int) -> float:
     """FLOP of one sample's forward pass: L (24 d^2 S + 4 S^2 d), and what cross-attention adds."""
-    d, blocks, tokens = width(config), config["num_layers"], video_tokens + text_tokens
-    flop = blocks * (24 * d**2 * tokens + 4 * tokens**2 * d)
+    return sum(forward_parts(config, pose_control, video_tokens, text_tokens))
+
+
+def forward_parts(
+    config: Mapping[str, Any], pose_control: str, video_tokens: int, text_tokens: int
+) -> tuple[float, float]:
+    """FLOP of one sample's forward pass in linear layers and in attention."""
+    d, blocks, count = width(config), config["num_layers"], video_tokens + text_tokens
+    linear, attention = blocks * 24 * d**2 * count, blocks * 4 * count**2 * d
     if pose_control == "cross_attention":
-        flop += blocks * (8 * d**2 * video_tokens + 4 * video_tokens**2 * d)
-    return float(flop)
+        linear += blocks * 8 * d**2 * video_tokens
+        attention += blocks * 4 * video_tokens**2 * d
+    return float(linear), float(attention)
 
 
 def trained_parameters(recipe: Recipe, config: Mapping[str, Any], parameters: int) -> int:
@@ -143,6 +182,15 @@ def trained_parameters(recipe: Recipe, config: Mapping[str, Any], parameters: in
         sides["pose_control"] = 4 * 2 * d
     pose = control_parameters(config, recipe.model.pose_control) if lora.lora_whole_pose else 0
     return config["num_layers"] * lora.lora_rank * sum(sides[part] for part in set(lora.lora_parts)) + pose
+
+
+def learnt(recipe: Recipe, config: Mapping[str, Any]) -> int:
+    """Parameters that learn, an expert pose encoder's among them."""
+    whole = transformer_parameters(config, recipe.model.pose_control)
+    expert = recipe.model.pose_encoding == "expert"
+    return trained_parameters(recipe, config, whole) + (
+        pose_encoder_parameters(config["out_channels"]) if expert else 0
+    )
 
 
 def pose_encoder_parameters(latent_channels: int) -> int:

@@ -1,0 +1,79 @@
+"""Which settings are offered where, and which of them comes first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from training.__main__ import main
+from training.config import Recipe
+from training.fitting import Choice, choices, with_stage
+from training.memory import GB, GIB
+from training.plan import plan
+from training.recipes import dynamictrl_5b, mini
+from training.settings.hardware import Hardware
+from training.shapes import base_config
+from training.timing import Machine
+
+
+def _choices(recipe: Recipe, workers: int, gib: float) -> list[Choice]:
+    return choices(recipe, base_config(recipe.model.base), workers, gib, Machine())
+
+
+def test_all_that_is_offered_fits_and_the_fastest_comes_first():
+    found = _choices(dynamictrl_5b(), workers=4, gib=139)
+
+    assert all(choice.memory_gb * GB <= 139 * GIB for choice in found)
+    assert found[0].seconds <= 1.02 * min(choice.seconds for choice in found)
+    assert found[0].flags == "--zero-stage 2 --micro-batch-size 1"  # of equals the recipe's own
+
+
+def test_small_gpus_are_offered_what_makes_it_fit():
+    found = _choices(dynamictrl_5b(), workers=1, gib=80)
+
+    assert found
+    assert all(choice.offload_optimizer for choice in found)
+    assert not _choices(dynamictrl_5b(), workers=1, gib=16)
+
+
+def test_a_stage_that_is_left_open_is_the_fastest_that_fits_and_always_the_same():
+    recipe = dynamictrl_5b()
+    left_open = replace(recipe, workers=replace(recipe.workers, zero_stage=0))
+    config = base_config(recipe.model.base)
+    stages = {gib: with_stage(left_open, config, 8, gib, Machine()).workers.zero_stage for gib in (139, 40)}
+
+    assert stages == {139: 2, 40: 3}
+    assert with_stage(left_open, config, 8, 139, Machine()) == with_stage(left_open, config, 8, 139, Machine())
+
+
+def test_a_plan_counts_hours_money_and_disk():
+    told = plan(dynamictrl_5b(), Hardware(gpus=8, gpu_hour_price=3.0))
+    words = told.text()
+
+    assert told.gpu_hours == told.seconds_per_step * 50_000 * 8 / 3600
+    assert f"{told.gpu_hours * 3:,.0f} at 3" in words
+    assert told.checkpoint_gb == 5_770_420_864 * 14 / 1e9
+    assert told.checkpoints_gb > 3 * told.checkpoint_gb
+    assert "at" not in plan(dynamictrl_5b()).text().split("GPU-hours")[1].splitlines()[0]
+
+
+def test_the_plan_is_told_as_json_too(capsys):
+    assert main(["plan", "dynamictrl-2b", "--gpus", "4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+
+    assert told["gpus"] == 4
+    assert told["fits"] is True
+    assert told["choices"][0]["flags"].startswith("--zero-stage")
+
+
+def test_a_plan_that_cannot_fit_ends_with_code_2_and_the_flags_that_would(capsys):
+    assert main(["plan", "dynamictrl-5b", "--gpus", "1", "--gpu", "h100"]) == 2
+
+    assert "--offload-optimizer True" in capsys.readouterr().err
+
+
+def test_a_run_on_a_cpu_is_told_of_without_seconds():
+    words = plan(mini()).text()
+
+    assert "not estimated" in words
+    assert "settings that fit" not in words
