@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import NamedTuple
 
 from dynamictrl import encodings
 from dynamictrl.encodings import EncodedBy, Encodings
+
+logger = logging.getLogger(__name__)
 
 
 class CacheKey(NamedTuple):
@@ -47,12 +51,19 @@ class EncodingCache:
     def put(self, key: CacheKey, value: Encodings, encoded_by: EncodedBy) -> None:
         """Keeps a value where it fits."""
         if self._folder is not None:
-            self._folder.mkdir(exist_ok=True)
-            path = self._path(self._folder, key)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(encodings.to_bytes(value, encoded_by))
-            temporary.replace(path)
+            self._write(self._path(self._folder, key), encodings.to_bytes(value, encoded_by))
         self._keep(key, value)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError as problem:  # as on a full disk: the clip is encoded again when it comes again
+            logger.warning("an encoded clip could not be kept for the other workers: %s", problem)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _keep(self, key: CacheKey, value: Encodings) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from training.callbacks import Callback
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsFile(Callback):
@@ -26,8 +29,11 @@ class MetricsFile(Callback):
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         # JSON has no NaN: what is not a number is null.
         told = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._stream.write(json.dumps({"step": step, "time": round(time.time(), 3)} | told) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps({"step": step, "time": round(time.time(), 3)} | told) + "\n")
+            self._stream.flush()
+        except OSError as problem:  # as on a full disk: the line stays in the stream's buffer, for the next flush
+            logger.warning("the metrics of step %d wait for the disk: %s", step, problem)
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         # A checkpoint is gone on from with the steps before it on record, also where the machine goes down.
@@ -35,7 +41,10 @@ class MetricsFile(Callback):
 
     def on_close(self) -> None:
         if hasattr(self, "_stream"):
-            self._stream.close()
+            try:
+                self._stream.close()
+            except OSError as problem:
+                logger.warning("the last metrics could not be written: %s", problem)
 
 
 class Tail:
