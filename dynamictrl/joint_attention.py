@@ -46,11 +46,14 @@ class JointAttention:
         if image_rotary_emb is not None:
             turning = whole_table(image_rotary_emb, text_length)
             q, k = turn(q, turning), turn(k, turning)
-        answer = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        answer = answer.transpose(1, 2).flatten(2)
         linear, dropout = layers.to_out
-        answer = dropout(linear(answer))
+        answer = dropout(linear(self.attend(q, k, v)))
         return answer[:, text_length:], answer[:, :text_length]
+
+    def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor) -> Tensor:
+        """All tokens' attention among themselves, [B, T, N * K]."""
+        q, k, v = (x.transpose(1, 2) for x in (q_BTNK, k_BTNK, v_BTNK))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def whole_table(rotary: Rotary, text_length: int) -> Rotary:

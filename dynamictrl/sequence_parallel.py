@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import Attention
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from dynamictrl.errors import ConfigError
+from dynamictrl.joint_attention import JointAttention, Rotary
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Rotary = tuple[Tensor, Tensor]
 Streams = tuple[Tensor, Tensor, Tensor | None, Rotary | None]
 """Video [B, S, D], text [B, L, D], pose [B, S, D] and the video tokens' rotary table, each half [S, K]."""
 
@@ -101,61 +100,47 @@ class SharedClip(WholeClip):
     def gather(self, patches_BSD: Tensor) -> Tensor:
         return _Gather.apply(patches_BSD, self._video, self._rank, self._name)  # pyright: ignore[reportReturnType]
 
-    def attend(self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, *, with_text: bool) -> Tensor:
+    def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, *, with_text: bool) -> Tensor:
         """Attention of this rank's tokens among everybody's, [B, T, D]; queries and keys are of the same tokens."""
         counts = self._joint if with_text else self._video
-        q, k, v = self._to_heads(q_BNTK, k_BNTK, v_BNTK, counts)
-        return self._to_tokens(F.scaled_dot_product_attention(q, k, v), counts)
+        q, k, v = self.to_heads(q_BTNK, k_BTNK, v_BTNK, counts)
+        return self.to_tokens(F.scaled_dot_product_attention(q, k, v), counts)
 
-    def _to_heads(
-        self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, counts: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """From some tokens of all heads to all tokens of some heads, in one exchange."""
-        batch, _, _, width = q_BNTK.shape
-        heads = self._heads[self._rank]
+    def to_heads(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """From some tokens of all heads to all tokens of some heads, [B, N, T, K], in one exchange.
+
+        `counts` are the ranks' tokens, the own are given. Tokens come first on the way, so what arrives needs no copy.
+        """
+        batch, tokens, _, width = q_BTNK.shape
         row = 3 * batch * width
-        packed_N3BTK = torch.stack([x.transpose(0, 1) for x in (q_BNTK, k_BNTK, v_BNTK)], dim=1)
-        sent = [n * row * counts[self._rank] for n in self._heads]
-        received = [heads * row * t for t in counts]
-        parts = _exchange(packed_N3BTK.flatten(), sent, received, self._name).split(received)
-        whole_N3BTK = torch.cat([x.view(heads, 3, batch, t, width) for x, t in zip(parts, counts, strict=True)], dim=3)
-        q, k, v = whole_N3BTK.transpose(0, 2).unbind(1)
-        return q, k, v
+        sent = [tokens * row * heads for heads in self._heads]
+        mine = self._heads[self._rank]
+        by_rank = (x.transpose(0, 1).split(list(self._heads), dim=2) for x in (q_BTNK, k_BTNK, v_BTNK))
+        packed = torch.cat([torch.stack(parts, dim=1).flatten() for parts in zip(*by_rank, strict=True)])
+        whole = _exchange(packed, sent, [t * row * mine for t in counts], self._name)
+        # Queries, keys and values lie in one token's row, heads within them.
+        return tuple(x.permute(1, 2, 0, 3) for x in whole.view(sum(counts), 3, batch, mine, width).unbind(1))
 
-    def _to_tokens(self, attended_BNTK: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def to_tokens(self, attended_BNTK: Tensor, counts: tuple[int, ...]) -> Tensor:
         """The way back: [B, T, D] of this rank's tokens."""
         batch, heads, _, width = attended_BNTK.shape
         tokens = counts[self._rank]
-        packed_TBNK = attended_BNTK.permute(2, 0, 1, 3).reshape(-1)
         sent = [t * batch * heads * width for t in counts]
         received = [tokens * batch * n * width for n in self._heads]
-        parts = _exchange(packed_TBNK, sent, received, self._name).split(received)
-        mine_TBNK = torch.cat([x.view(tokens, batch, n, width) for x, n in zip(parts, self._heads, strict=True)], dim=2)
-        return mine_TBNK.flatten(2).transpose(0, 1)
+        packed = attended_BNTK.permute(2, 0, 1, 3).reshape(-1)
+        parts = _exchange(packed, sent, received, self._name).split(received)
+        mine = torch.cat([x.view(tokens, batch, n, width) for x, n in zip(parts, self._heads, strict=True)], dim=2)
+        return mine.flatten(2).transpose(0, 1)
 
 
-class SharedJointAttention:
-    """Attention processor: CogVideoX's attention over text and video that a group shares."""
+class SharedJointAttention(JointAttention):
+    """Attention processor: joint attention over text and video that a group shares."""
 
     def __init__(self, clip: SharedClip):
         self._clip = clip
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Rotary | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        assert attention_mask is None, "shared attention sees every token"
-        text_length = encoder_hidden_states.shape[1]
-        joined_BTD = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        q, k, v = _queries_keys_values(attn, joined_BTD, joined_BTD)
-        if image_rotary_emb is not None:
-            q, k = (_turn(x, text_length, image_rotary_emb) for x in (q, k))
-        answer_BTD = _out(attn, self._clip.attend(q, k, v, with_text=True))
-        return answer_BTD[:, text_length:], answer_BTD[:, :text_length]
+    def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor) -> Tensor:
+        return self._clip.attend(q_BTNK, k_BTNK, v_BTNK, with_text=True)
 
 
 class SharedCrossAttention:
@@ -172,25 +157,11 @@ class SharedCrossAttention:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         assert attention_mask is None, "shared attention sees every token"
-        q, k, v = _queries_keys_values(attn, hidden_states, encoder_hidden_states)
-        return _out(attn, self._clip.attend(q, k, v, with_text=False))
-
-
-def _queries_keys_values(attn: Attention, asking_BTD: Tensor, answering_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    layers: Any = attn
-    made = (layers.to_q(asking_BTD), layers.to_k(answering_BTD), layers.to_v(answering_BTD))
-    q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in made)
-    return layers.norm_q(q), layers.norm_k(k), v
-
-
-def _turn(x_BNTK: Tensor, text_length: int, rotary: Rotary) -> Tensor:
-    turned: Any = apply_rotary_emb(x_BNTK[:, :, text_length:], rotary)
-    return torch.cat([x_BNTK[:, :, :text_length], turned], dim=2)
-
-
-def _out(attn: Attention, answer_BTD: Tensor) -> Tensor:
-    linear, dropout = attn.to_out  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
-    return dropout(linear(answer_BTD))
+        layers: Any = attn
+        made = (layers.to_q(hidden_states), layers.to_k(encoder_hidden_states), layers.to_v(encoder_hidden_states))
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in made)
+        linear, dropout = layers.to_out
+        return dropout(linear(self._clip.attend(layers.norm_q(q), layers.norm_k(k), v, with_text=False)))
 
 
 def _exchange(flat: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
