@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +49,9 @@ class Saver:
         self._notice = Notice(on_signal=recipe.checkpoints.checkpoint_on_signal, is_leaving=is_leaving)
         self._memory = HostMemory()
         self._writing: Writing | None = None
-        self._last: Path | None = None
+        self._session = ""
+        self.last: Path | None = None
+        """The newest whole checkpoint that this session knows of."""
         self._whole: list[tuple[int, Path]] = []
         self._told: dict[str, float] = {}
         self._blocked, self._failures = 0.0, 0
@@ -66,7 +69,7 @@ class Saver:
         """
         if self._place.is_first:
             on_disk.collect(self._root)
-        claimed = self._as_first_sees([str(path) for path in on_disk.folders(self._root)])
+        self._session, *claimed = self._as_first_sees([token_hex(4), *map(str, on_disk.folders(self._root))])
         damages: list[str] = []
         for folder in map(Path, claimed):
             damage = self._damage(folder)
@@ -75,7 +78,7 @@ class Saver:
                 damages.append(f"{folder.name}: {damage}")
                 continue
             self._set_newer_aside(claimed, folder)
-            self._last = folder
+            self.last = folder
             return self._load(engine, average, Checkpoint.read(folder))
         if damages:
             raise CheckpointError(
@@ -93,7 +96,7 @@ class Saver:
         self._finish()
         place, settings = self._place, self._recipe.checkpoints
         facts = {"step": done, "workers": place.size, "zero_stage": self._recipe.workers.zero_stage}
-        target = Target(self._root, done, place.rank, place.size, facts, settings.keep_checkpoints)
+        target = Target(self._root, done, place.rank, place.size, facts, settings.keep_checkpoints, self._session)
         if place.is_first:
             shutil.rmtree(target.temporary, ignore_errors=True)
         files, written, problem = self._take(engine, average, done, target.temporary)
@@ -124,7 +127,7 @@ class Saver:
             self._settle()
         if broken:
             raise DynamiCtrlError(
-                f"a checkpoint could not be written; the last whole one is {self._last or 'none'}, the reason is in "
+                f"a checkpoint could not be written; the last whole one is {self.last or 'none'}, the reason is in "
                 "the log of the worker that failed",
                 code="run_failed",
             )
@@ -225,7 +228,7 @@ class Saver:
         dist.barrier()
 
     def _as_first_sees(self, names: list[str]) -> list[str]:
-        """The first worker's view of the folder, which other machines may see later."""
+        """The first worker's names; of a shared folder, other machines may see less at this moment."""
         both: list[Any] = [names]
         dist.broadcast_object_list(both, 0)
         return both[0]
@@ -251,7 +254,7 @@ class Saver:
         """The checkpoint on its way is whole."""
         writing, self._writing = self._writing, None
         assert writing is not None
-        self._last = writing.target.folder
+        self.last = writing.target.folder
         self._whole.append((writing.target.step, writing.target.folder))
         self._told = {"checkpoint_seconds": writing.seconds, "checkpoint_blocked_seconds": self._blocked}
 
@@ -265,7 +268,7 @@ class Saver:
         if problem is not None:
             logger.error(
                 "checkpoint of step %d could not be written: %s. Training goes on and tries again at the next one; the "
-                "last whole one is %s", writing.target.step, _in_words(problem), self._last or "none",
+                "last whole one is %s", writing.target.step, _in_words(problem), self.last or "none",
                 exc_info=None if isinstance(problem, OSError) else problem,
             )  # fmt: skip
         dist.barrier()  # nobody writes any more

@@ -169,7 +169,14 @@ class Trainer:
     def _export(self, done: int, metrics: dict[str, float]) -> Path:
         gathered = self._average.gather() if self._average else parallel.gather_weights(self._engine)
         if gathered is not None:
-            export.export(self._pipeline, gathered, self._run, self._facts(done, metrics))
+            try:
+                export.export(self._pipeline, gathered, self._run, self._facts(done, metrics))
+            except OSError as problem:
+                raise DynamiCtrlError(
+                    f"the model could not be written ({problem}); free some space, and the same command exports it "
+                    f"from the last whole checkpoint, {self._saver.last or 'of which there is none'}",
+                    code="run_failed",
+                ) from problem
             shutil.rmtree(self._folder.encodings, ignore_errors=True)
             for callback in self._callbacks:
                 callback.on_export(done, self._folder.model)

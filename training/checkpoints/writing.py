@@ -40,6 +40,8 @@ class Target:
     """For the marker."""
     keep: int
     """Newest checkpoints kept once this one is whole."""
+    session: str = ""
+    """Of the same name on all workers: one that was killed with its launcher may still write when the next begins."""
 
     @property
     def folder(self) -> Path:
@@ -49,7 +51,7 @@ class Target:
     @property
     def temporary(self) -> Path:
         """Where it is until it is whole."""
-        return self.root / f".{on_disk.name_of(self.step)}.tmp"
+        return self.root / f".{on_disk.name_of(self.step)}.{self.session}.tmp"
 
     def part(self, rank: int) -> Path:
         """What a worker says of its files."""

@@ -48,7 +48,7 @@ def _session(job: dict[str, Any]) -> list[int]:
 def _work(job: dict[str, Any], rank: int, workers: int, port: int) -> None:
     code = 1
     try:
-        sys.stdout = sys.stderr
+        os.dup2(2, 1)  # gloo says things there, and the answers must stay alone
         if workers > 1:
             os.environ.update(
                 RANK=str(rank), WORLD_SIZE=str(workers), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(workers),
@@ -97,21 +97,17 @@ def _steps_of(out: Path) -> int:
 
 
 def _record_samples(path: Path) -> None:
-    """Writes down which global sample indices this worker is fed, by step."""
-    from training.feed import Feed
+    """Writes down the global index of every sample that this worker makes a batch of."""
+    from training.batches import Collator
 
-    theirs = Feed.batches
+    theirs = Collator.__call__
 
-    def batches(self: Feed, step: int) -> Any:  # noqa: ANN401 - an iterator of batches
-        from training.data import positions
-
-        size, place = self._recipe.optimization.batch_size, self._place  # pyright: ignore[reportPrivateUsage]
+    def collate(self: Collator, samples: list[Any], *arguments: Any) -> Any:  # noqa: ANN401 - a batch
         with path.open("a") as stream:
-            for position in positions(step, size, place.data_rank, place.data_size):
-                stream.write(f"{step} {position}\n")
-        return theirs(self, step)
+            stream.writelines(f"{draw.position}\n" for draw, _ in samples)
+        return theirs(self, samples, *arguments)
 
-    Feed.batches = batches
+    Collator.__call__ = collate
 
 
 def _kill_at(phase: str, mine: bool) -> None:
@@ -147,7 +143,7 @@ def _second_save(phase: str, seen: list[object], arguments: tuple[Any, ...]) -> 
     if phase == "pruning":
         return ".step-00000002.aside" in str(arguments[0]) and Path(str(arguments[0])).is_dir()
     if phase == "shards":
-        return ".step-00000004" in str(arguments[0])
+        return ".step-00000004." in str(arguments[0])
     seen.append(phase)
     return len(seen) == 2
 
