@@ -1,82 +1,148 @@
 """The loop on many machines: Ray Train starts `trainer.train` in every worker, and again when one is lost.
 
-The only file here that imports Ray. Checkpoints are the trainer's own, in the run folder (which all nodes must see), so
-Ray's share is placing, watching and restarting; its own records lie in `RUN/ray`.
+Checkpoints are the trainer's own, in the run folder (which all nodes must see), so Ray's share is placing, watching and
+restarting; its own records lie in `RUN/ray`. `ray_cluster` finds a Ray; `ray_policies` says how many workers there may
+be and what happens after a failure.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from dynamictrl.errors import ConfigError, DynamiCtrlError
+from dynamictrl.errors import DynamiCtrlError
 from dynamictrl.shards import write_json
-from training.callbacks.metrics_file import read_lines
-from training.callbacks.progress import Progress
+from training import provenance
 from training.callbacks.recording import record
 from training.checkpoint import RunFolder
 from training.config import Run
+from training.following import shown
+from training.ray_cluster import connected
 from training.settings.workers import Workers
 from training.tracking import TrackedRun
+from training.vigil import Vigil
+from training.worker_counts import legal_counts
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
+REQUEST = ".leave.json"
 
 
 def train_on_ray(run: Run, tracked: TrackedRun | None) -> None:
     """Trains a run with Ray Train workers, on RAY_ADDRESS or on a Ray of its own that is stopped afterwards.
 
-    Raises DynamiCtrlError (code run_failed) when the run could not be brought to its end.
+    SIGTERM and Ctrl-C make a checkpoint at the end of the step and stop the run; a second one stops it at once. Raises
+    DynamiCtrlError when the run was not brought to its end: code run_stopped where it was told to, else run_failed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    workers, folder = run.recipe.workers, RunFolder(run.out)
+    counts = legal_counts(run.recipe)
+    with connected(workers, fewest=counts[0]):
+        from training.ray_policies import STOP, Request
+
+        request = Request(run.out / REQUEST)
+        request.clear()  # of a session that was killed
+        trainer = _trainer(run, tracked, counts, request)
+        with shown(run), _told_to_stop(lambda: request.make(STOP)):
+            problem = _fit(trainer)
+        stopped = request.reason == STOP
+        request.clear()
+    if problem is None:
+        return
+    if stopped:
+        raise DynamiCtrlError("stopped; the same command goes on from the last checkpoint", code="run_stopped")
+    raise _failure_of(folder) or DynamiCtrlError(
+        f"training did not reach its end ({_reason(problem)}); the same command goes on from the last checkpoint, "
+        f"Ray's records are in {run.out / 'ray'}",
+        code="run_failed",
+    ) from problem
+
+
+def _trainer(run: Run, tracked: TrackedRun | None, counts: tuple[int, ...], request: Any) -> Any:  # noqa: ANN401 - Ray's
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    workers, folder = run.recipe.workers, RunFolder(run.out)
-    with _cluster(workers), _shown(run):
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"run": run.to_dict(), "tracked": vars(tracked) if tracked else None},
-            torch_config=TorchConfig(backend="nccl" if workers.device == "cuda" else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers.num_workers,
-                use_gpu=workers.device == "cuda",
-                resources_per_worker={"CPU": max(1, workers.threads_per_worker)} | _gpu(workers),
-            ),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=str(run.out.resolve()),
-                failure_config=FailureConfig(max_failures=workers.max_restarts),
-            ),
-        )
-        problem = _fit(trainer)
-    told = _failure_of(folder)
-    if told is not None:
-        raise told
-    if problem is not None:
-        raise DynamiCtrlError(
-            f"training did not reach its end ({problem}); the same command goes on from the last checkpoint, Ray's "
-            f"records are in {run.out / 'ray'}",
-            code="run_failed",
-        ) from problem
+    from training import ray_policies
+
+    workers, checkpoints = run.recipe.workers, RunFolder(run.out).checkpoints
+    scaling = ScalingConfig(
+        num_workers=(counts[0], counts[-1]) if workers.min_workers else workers.num_workers,
+        use_gpu=workers.device == "cuda",
+        resources_per_worker=_resources(workers),
+        elastic_resize_monitor_interval_s=workers.resize_seconds,
+    )
+    failure = FailureConfig(max_failures=workers.max_restarts)
+
+    class Trainer(TorchTrainer):
+        """Ray's, with our policies in the place of its own: there is no public way to give them."""
+
+        def _initialize_and_run_controller(self, **given: Any) -> Any:  # noqa: ANN401
+            given["scaling_policy"] = ray_policies.scaling_policy(scaling, counts, request)
+            given["failure_policy"] = ray_policies.Verdicts(failure, checkpoints, request)
+            return super()._initialize_and_run_controller(**given)
+
+    return Trainer(
+        _work,
+        train_loop_config={"run": run.to_dict(), "tracked": vars(tracked) if tracked else None},
+        torch_config=TorchConfig(
+            backend="nccl" if workers.device == "cuda" else "gloo", timeout_s=max(1, round(workers.stall_minutes * 60))
+        ),
+        scaling_config=scaling,
+        run_config=RunConfig(name="ray", storage_path=str(run.out.resolve()), failure_config=failure),
+    )
 
 
-def _fit(trainer: Any) -> Exception | None:  # noqa: ANN401 - a Ray class
-    from ray.train import TrainingFailedError
+def _resources(workers: Workers) -> dict[str, float]:
+    gpus = {"GPU": 1.0} if workers.device == "cuda" else {}
+    return {"CPU": float(max(1, workers.threads_per_worker))} | gpus
 
+
+def _fit(trainer: Any) -> BaseException | None:  # noqa: ANN401 - a Ray class
+    """What ended the training early, None where it reached its end.
+
+    In a thread of its own: in the main one Ray would take Ctrl-C for itself and end without a checkpoint.
+    """
+    problems: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as problem:  # whatever it is, it is the reason why the run ended
+            problems.append(problem)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    return problems[0] if problems else None
+
+
+@contextmanager
+def _told_to_stop(ask: Callable[[], None]) -> Iterator[None]:
+    """The first SIGTERM or Ctrl-C calls `ask`, the second ends the block by KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def take(number: int, frame: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        logger.warning("a checkpoint is made when this step is done, then the run stops; once more stops it at once")
+        ask()
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        trainer.fit()
-    except TrainingFailedError as problem:
-        logger.error("%s", problem)
-        return problem
-    return None
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -84,130 +150,49 @@ def _work(config: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     import ray.train
 
-    from training.trainer import train
+    from training.ray_policies import is_final
 
+    started = time.monotonic()
     run = Run.from_dict(config["run"])
-    folder = RunFolder(run.out)
+    folder, rank = RunFolder(run.out), ray.train.get_context().get_world_rank()
     if folder.failure.is_file():
-        return  # a worker gave up for good: a restart would not help
+        raise _failure_of(folder) or DynamiCtrlError("a worker gave up", code="run_failed")
+    vigil = Vigil(run.recipe.workers.stall_minutes * 60, run.out / "stalls" / f"worker-{rank}.txt").start()
     try:
-        train(
-            run,
-            record(run, TrackedRun(**config["tracked"]) if config["tracked"] else None),
-            lambda metrics: ray.train.report(metrics),
-        )
+        from training.trainer import train
+
+        logger.info("worker %d: the trainer is loaded after %.1f s", rank, time.monotonic() - started)
+        if rank == 0:
+            provenance.write_environment(run.out)
+        tracked = TrackedRun(**config["tracked"]) if config["tracked"] else None
+        train(run, record(run, tracked), lambda metrics: ray.train.report(metrics), _leaving(run, rank, vigil))
     except DynamiCtrlError as problem:
-        write_json(folder.failure, {"message": str(problem)})
+        if is_final(problem):
+            write_json(folder.failure, {"message": str(problem), "code": problem.code})
         raise
-
-
-@contextmanager
-def _cluster(workers: Workers) -> Iterator[None]:
-    """A connection to the Ray there is, or a local Ray of just the size needed."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    here = str(Path(__file__).resolve().parents[1])
-    paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    options: dict[str, Any] = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": paths} | _thread_limits(workers)},
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
-    if not os.environ.get("RAY_ADDRESS"):
-        _check_gpus(workers)
-        cpus = workers.num_workers * max(1, workers.threads_per_worker)
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    _start(options)
-    try:
-        yield
     finally:
-        ray.shutdown()
+        vigil.stop()
 
 
-def _start(options: dict[str, Any]) -> None:
-    """Ray gives its own processes 30 s to start, too little on a busy machine: so a second try."""
-    import ray
+def _leaving(run: Run, rank: int, vigil: Vigil) -> Callable[[], bool]:
+    """What a worker is asked after every step: whether its machine goes away, or the run is to stop or to grow.
 
-    for last in (False, True):
-        try:
-            ray.init(**options)
-            return
-        except Exception as problem:  # Ray raises a bare Exception here
-            ray.shutdown()
-            if last:
-                address = os.environ.get("RAY_ADDRESS", "a local Ray")
-                reason = str(problem).splitlines()[0][:200]
-                raise DynamiCtrlError(
-                    f"{address} could not be reached or started ({reason}); try again, set RAY_ADDRESS to a cluster, "
-                    "or train in this process with --num-workers 0",
-                    code="run_failed",
-                ) from problem
-            logger.warning("Ray did not start (%s); trying once more", problem)
+    Ray's public `get_preemption_info` waits for all workers through an actor; each step's own collective does that for
+    nothing, so this worker's part is read where Ray keeps it.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    preemption, asked = get_train_context().preemption_context, run.out / REQUEST
+
+    def is_leaving() -> bool:
+        vigil.beat()
+        return preemption.preemption_info is not None or (rank == 0 and asked.exists())
+
+    return is_leaving
 
 
-def _thread_limits(workers: Workers) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(workers.threads_per_worker)} if workers.threads_per_worker else {}
-
-
-def _gpu(workers: Workers) -> dict[str, float]:
-    return {"GPU": 1} if workers.device == "cuda" else {}
-
-
-def _check_gpus(workers: Workers) -> None:
-    if workers.device != "cuda":
-        return
-    import torch
-
-    found = torch.cuda.device_count()
-    if found < workers.num_workers:
-        raise ConfigError(
-            f"{workers.num_workers} workers need as many GPUs and this machine has {found}; set RAY_ADDRESS to a "
-            f"cluster that has them, or lower --num-workers",
-            code="too_few_gpus",
-            param="num_workers",
-        )
-
-
-@contextmanager
-def _shown(run: Run) -> Iterator[None]:
-    """Shows the steps that the first worker writes down, while the block runs."""
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(run, stop), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def _watch(run: Run, stop: threading.Event) -> None:
-    progress = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
-    path = RunFolder(run.out).metrics
-    logger.info("starting %d workers", run.recipe.workers.num_workers)
-    before = _changed(path)
-    seen, stopping = -1, False
-    while not stopping:
-        stopping = stop.wait(POLL_SECONDS)
-        if _changed(path) == before:
-            continue  # the workers are still on their way
-        lines = read_lines(path)
-        if seen < 0:
-            seen = max((int(line["step"]) for line in lines), default=0)
-            progress.on_start(seen)
-        for line in lines:
-            if line["step"] > seen:
-                seen = int(line["step"])
-                progress.on_step(seen, line)
-    progress.on_close()
-
-
-def _changed(path: Path) -> int:
-    """When a file was last written, in nanoseconds; 0 where there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else 0
+def _reason(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:500] or type(problem).__name__
 
 
 def _failure_of(folder: RunFolder) -> DynamiCtrlError | None:

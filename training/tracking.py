@@ -262,18 +262,19 @@ def _source(client: MlflowClient, tracked: TrackedRun, model: Path) -> str:
 
 
 def close(tracked: TrackedRun, status: str) -> None:
-    """Marks the run FINISHED or FAILED."""
+    """Marks the run FINISHED, FAILED or KILLED (stopped, to go on later)."""
     tracked.client().set_terminated(tracked.run_id, status=status)
 
 
-def close_failed(tracked: TrackedRun) -> None:
-    """Marks the run FAILED where its server answers: what failed is on its way to the user and must not be hidden."""
+def close_early(tracked: TrackedRun, problem: BaseException) -> None:
+    """Marks the run FAILED, or KILLED where it was stopped; a dead server must not hide the problem itself."""
+    stopped = isinstance(problem, KeyboardInterrupt) or getattr(problem, "code", "") == "run_stopped"
     from mlflow.exceptions import MlflowException
 
     try:
-        close(tracked, "FAILED")
-    except (MlflowException, OSError) as problem:
-        logger.warning("the MLflow run could not be marked as failed: %s", _first_line(problem))
+        close(tracked, "KILLED" if stopped else "FAILED")
+    except (MlflowException, OSError) as unreachable:
+        logger.warning("the MLflow run could not be marked as ended: %s", _first_line(unreachable))
 
 
 def _first_line(problem: BaseException) -> str:
