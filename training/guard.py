@@ -51,6 +51,7 @@ class Guard:
         self._in_a_row = 0
         self._last_applied = 0
         self._held_back = False
+        """Whether the last step that got as far as the optimizer was a spike that it left out."""
         if watch.skip_spikes:
             self._hold_spikes_back()
 
@@ -83,7 +84,6 @@ class Guard:
         """
         applied, norm, median = self.applied, metrics["grad_norm"], self._median()
         reason = _reason(norm, self._is_spike(norm))
-        self._held_back = False
         self._spikes += reason == SPIKE
         self._skipped += not applied
         self._in_a_row = 0 if applied else self._in_a_row + 1

@@ -40,10 +40,14 @@ def forward_backward(engine: DeepSpeedEngine, schedule: objective.Schedule, batc
         )
         loss = losses.mean()
     with meter.phase("backward"):
-        # Times exactly 1, or NaN where the loss is not finite: then neither are its gradients, on any worker, and the
-        # engine leaves the step out everywhere without being asked.
-        engine.backward(loss * (loss.detach() * 0 + 1))
+        backward(engine, loss)
     return losses.detach()
+
+
+def backward(engine: DeepSpeedEngine, loss: Tensor) -> None:
+    """Adds a loss's gradients; of one that is not finite they are not either, and the engine skips the step."""
+    # Times exactly 1, or NaN: no worker has to ask the others, or its device, what became of the loss.
+    engine.backward(loss * (loss.detach() * 0 + 1))
 
 
 def learning_rate(optimization: Optimization, step: int) -> float:

@@ -126,10 +126,10 @@ class RunRecord:
 
     @cached_property
     def sessions(self) -> list[Session]:
-        """In order; without a record of them the steps are one session."""
+        """In order."""
         starts = [index for index, event in enumerate(self.events) if event["event"] == "start"]
         found = []
-        for index, following in zip(starts, [*starts[1:], len(self.events)], strict=True):
+        for index, following in zip(starts, [*starts[1:], len(self.events)][: len(starts)], strict=True):
             start, end = self.events[index], self.events[following - 1]
             newest = self.steps[-1] if following == len(self.events) and self.steps else end
             later = max(end, newest, key=lambda line: line["time"])
