@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError
-from training import provenance, tracking
+from training import admission, provenance, tracking
 from training.buckets import check_sizes
 from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
@@ -32,6 +32,10 @@ def launch(run: Run) -> Path:
     run = _with_absolute_base(run)
     folder = RunFolder(run.out)
     index = index_of(run, encodings=False)
+    encoded = index.has_encodings and run.recipe.clips.encodings != "online"
+    run = admission.settled(run, precomputed=encoded)
+    if not is_finished(run):
+        admission.admit(run, precomputed=encoded)
     folder.claim(run, index.fingerprint)
     index.keep(run.out)
     logger.info("%d clips of %s; run folder %s", len(index.entries), run.data, run.out)
@@ -71,7 +75,8 @@ def check(run: Run) -> None:
     config = base_config(run.recipe.model.base)
     check_base(run.recipe.lora, run.recipe.model, config)
     check_sizes(run.recipe, config)
-    on_disk.check_layout(on_disk.newest(RunFolder(run.out).checkpoints), run.recipe.workers.zero_stage)
+    if run.recipe.workers.zero_stage:
+        on_disk.check_layout(on_disk.newest(RunFolder(run.out).checkpoints), run.recipe.workers.zero_stage)
 
 
 def _with_absolute_base(run: Run) -> Run:

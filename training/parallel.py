@@ -114,6 +114,11 @@ def deepspeed_config(recipe: Recipe, workers: int) -> dict[str, Any]:
         },
         "steps_per_print": 10**9,
     }
+    if recipe.workers.offload_optimizer:
+        on_gpu = recipe.workers.device == "cuda"
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+        # DeepSpeed's own AdamW for hosts has to be compiled; torch's fused one runs there as well.
+        config["zero_force_ds_cpu_optimizer"] = False
     if recipe.workers.precision == "bf16":
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return config
