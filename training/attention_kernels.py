@@ -45,6 +45,11 @@ def prefer(name: str) -> None:
     _chosen.enter_context(sdpa_kernel(order, set_priority=True))
 
 
+def prefer_default() -> None:
+    """From now on torch's own order holds again."""
+    _chosen.close()
+
+
 def fastest(times: Mapping[str, float]) -> str | None:
     """The kernel that took least, None where none ran."""
     return min(times, key=lambda name: times[name]) if times else None

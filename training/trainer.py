@@ -67,7 +67,7 @@ class Trainer:
         self._config = dict(self._pipeline.transformer.config)
         self._schedule = Schedule.from_scheduler(self._pipeline.scheduler)
         self._feed = Feed(run, place, self._pipeline, self._schedule.num_timesteps)
-        acceleration.prepare(self._pipeline.transformer, recipe, place)
+        acceleration.prepare(self._pipeline.transformer, recipe, place, precomputed=self._feed.index.all_encoded)
         self._engine = parallel.make_engine(starting_weights.learner(self._pipeline, place.device), recipe, place)
         decay = recipe.optimization.ema_decay
         self._average = MovingAverage(self._engine, decay) if decay else None

@@ -53,11 +53,11 @@ WAYS: dict[str, dict[str, Any]] = {
 """By name, what differs from the settings' defaults."""
 
 KINDS: dict[str, str] = {
+    "compiled elementwise": r"^triton_(?!tem)",  # their names tell what they were fused from, attention too
     "attention": r"cudnn.*sdpa|sdpa|flash|fmha|attention|mha",
     "GEMM": r"gemm|cutlass.*(_tn|_nt|_nn)|nvjet|cublas|sm90_xmma|wgmma|matmul|addmm",
     "communication": r"nccl",
     "optimizer": r"adam|FusedAdam|multi_tensor|foreach",
-    "compiled elementwise": r"^triton_",
     "copies": r"memcpy|memset|copy|CatArray",
     "sums and norms": r"reduce_kernel|norm",
     "other elementwise": r"elementwise|vectorized",
