@@ -140,15 +140,14 @@ def _suited(
 def _used_buckets(suited: Sequence[Sequence[Bucket]], row: int) -> set[Bucket]:
     """The buckets that at least `row` clips go to: the emptiest is given up first, and its clips go to their next."""
     used = {bucket for choices in suited for bucket in choices}
-    while len(used) > 1:
+    while True:
         firsts = (next((bucket for bucket in choices if bucket in used), None) for choices in suited)
         counts = Counter(bucket for bucket in firsts if bucket is not None)
-        emptiest = min(used, key=lambda bucket: (counts[bucket], bucket))
-        if counts[emptiest] >= row:
-            break
+        emptiest = min(counts, key=lambda bucket: (counts[bucket], bucket), default=None)
+        if emptiest is None or len(counts) == 1 or counts[emptiest] >= row:
+            return used
         logger.info("the bucket %s is not used: %d clips, and a row is %d", emptiest, counts[emptiest], row)
         used.discard(emptiest)
-    return used
 
 
 def _entry(shard: Path, found: Scanned, clips: Clips, bucket: Bucket) -> Entry:

@@ -64,7 +64,7 @@ class Feed:
         self._collate = Collator(frozen, recipe.clips, config["patch_size_t"], place.device)
         wished = recipe.clips.batches_ahead if place.device.type == "cuda" else 0
         self._depth = min(wished if batches_ahead is None else batches_ahead, len(self._positions(0)))
-        self._next_step = -1
+        self._steps_ahead = range(0)
         self._ahead: Prefetched[Made] | None = None
         self._waiting: Iterator[Made] = iter(())
 
@@ -73,9 +73,9 @@ class Feed:
         if not self._depth:
             yield from (batch for batch, _ in self._made(step))
             return
-        if step != self._next_step:
+        if not self._steps_ahead or step != self._steps_ahead[0]:
             self._start_ahead(step)
-        self._next_step = step + 1
+        self._steps_ahead = self._steps_ahead[1:]
         for batch, ready in islice(self._waiting, len(self._positions(step))):
             if ready is not None:
                 _take_over(batch, ready, self._place.device)
@@ -97,8 +97,8 @@ class Feed:
     def _start_ahead(self, step: int) -> None:
         if self._ahead is not None:
             self._ahead.close()
-        last = max(step + 1, self._recipe.optimization.steps)
-        self._ahead = Prefetched(self._made_on_own_stream(range(step, last)), self._depth)
+        self._steps_ahead = range(step, max(step + 1, self._recipe.optimization.steps))
+        self._ahead = Prefetched(self._made_on_own_stream(self._steps_ahead), self._depth)
         self._waiting = iter(self._ahead)
 
     def _made_on_own_stream(self, steps: range) -> Iterator[Made]:

@@ -22,11 +22,15 @@ _COGVIDEOX: dict[str, Any] = {
 KNOWN_BASES: dict[str, dict[str, Any]] = {
     "CogVideoX-2b": _COGVIDEOX | {"num_layers": 30, "num_attention_heads": 30},
     "CogVideoX-5b": _COGVIDEOX | {"num_layers": 42, "num_attention_heads": 48},
-    "CogVideoX-5b-I2V": _COGVIDEOX | {"num_layers": 42, "num_attention_heads": 48},
+    "CogVideoX-5b-I2V": _COGVIDEOX
+    | {
+        "num_layers": 42, "num_attention_heads": 48,
+        "use_learned_positional_embeddings": True, "sample_height": 60, "sample_width": 90,
+    },
     "CogVideoX1.5-5B-I2V": _COGVIDEOX
     | {"num_layers": 42, "num_attention_heads": 48, "patch_size_t": 2, "ofs_embed_dim": 512},
     "DynamiCtrl": _COGVIDEOX | {"num_layers": 42, "num_attention_heads": 48, "patch_size_t": 2, "ofs_embed_dim": 512},
-}
+}  # fmt: skip
 """Transformer configs of the published bases, by the last part of their hub ids, widened to a reference image."""
 
 COGVIDEOX_VAE = 215_583_907
