@@ -72,6 +72,8 @@ def _options(workers: Workers, fewest: int) -> dict[str, Any]:
     }
     if not os.environ.get("RAY_ADDRESS"):
         _check_gpus(workers, fewest)
+        # Ray gives its workers way to everything else on the machine, and here they are what the machine is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         cpus = workers.num_workers * max(1, workers.threads_per_worker)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     return options
@@ -93,10 +95,10 @@ def _check_gpus(workers: Workers, fewest: int) -> None:
 
 
 def _start(options: dict[str, Any]) -> None:
-    """Ray gives its own processes 30 s to start, too little on a busy machine: so a second try."""
+    """Ray gives its own processes 30 s to start, too little on a busy machine: so more than one try."""
     import ray
 
-    for last in (False, True):
+    for last in (False, False, True):
         try:
             ray.init(**options)
             return
@@ -110,4 +112,4 @@ def _start(options: dict[str, Any]) -> None:
                     "or train in this process with --num-workers 0",
                     code="run_failed",
                 ) from problem
-            logger.warning("Ray did not start (%s); trying once more", problem)
+            logger.warning("Ray did not start (%s); trying again", problem)

@@ -43,6 +43,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--run"]:
         _train(Path(sys.argv[2]))
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that the run under way is ended too
     settings = _arguments()
     folder = settings.folder.resolve()
     base, data = _pieces(folder, settings)

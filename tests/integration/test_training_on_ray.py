@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,22 +145,120 @@ def test_a_killed_run_goes_on_by_the_same_command_and_ends_the_same(
     assert pipeline.transformer.config["pose_control"] == "padaln"
 
 
+def ray_workers(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the two workers of a run on a Ray of its own."""
+    import psutil
+
+    found = [
+        child.pid
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("RayTrainWorker" in word for word in child.cmdline())
+    ]
+    assert len(found) == 2
+    return found
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
     straight: Path, started: tuple[Path, subprocess.Popen[str]]
 ):
-    import psutil
-
     out, process = started
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any("RayTrainWorker" in word for word in child.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[1].kill()
+    os.kill(ray_workers(process)[1], signal.SIGKILL)
 
     said, _ = process.communicate(timeout=300)
 
     assert process.returncode == 0, said
     assert_same_as(straight, out)
+
+
+def sessions(out: Path) -> list[dict[str, int]]:
+    """How each session began: at which step, with how many workers, and how far the one before had come."""
+    path = out / "sessions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [line for line in lines if line["event"] == "start"]
+
+
+def until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_replaced_and_a_stopped_run_goes_on_with_fewer_workers(
+    straight: Path, tmp_path: Path, small_dataset: Path, tiny_model: Path
+):
+    out = tmp_path / "run"
+    told = ["--stall-minutes", "1", "--num-workers"]
+    process = subprocess.Popen(
+        command(out, small_dataset, tiny_model, *told, "2"),
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        first_checkpoint(out, process)
+        os.kill(ray_workers(process)[1], signal.SIGSTOP)
+        until(lambda: len(sessions(out)) == 2, process)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1, said
+    assert "stopped" in said.strip().splitlines()[-1]
+    assert not (out / "model").exists()
+
+    again = subprocess.run(
+        command(out, small_dataset, tiny_model, *told, "1"),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+    assert again.returncode == 0, again.stderr
+    assert [session["workers"] for session in sessions(out)] == [2, 2, 1]
+    lines = [read_lines(folder / "metrics.jsonl") for folder in (straight, out)]
+    assert [line["step"] for line in lines[1]] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], rel=1e-3)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A Ray cluster of two nodes with place for one worker each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_taken_away_and_one_that_comes_cost_no_step(
+    two_nodes: Any, tmp_path: Path, small_dataset: Path, tiny_model: Path
+):
+    out, lost = tmp_path / "run", two_nodes.add_node(num_cpus=1)
+    more = ["--steps", "2000", "--checkpoint-every", "1000", "--min-workers", "1", "--resize-seconds", "3"]
+    process = subprocess.Popen(
+        command(out, small_dataset, tiny_model, *more, "--schedule", "constant"),
+        cwd=ROOT, env=environment(RAY_ADDRESS=two_nodes.address), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    try:
+        until(lambda: len(read_lines(out / "metrics.jsonl")) > 2, process)
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        deadline = ["--deadline-remaining-seconds", "600"]
+        ray = str(Path(sys.executable).with_name("ray"))
+        where = ["--address", two_nodes.address, "--node-id", lost.node_id]
+        subprocess.run([ray, "drain-node", *where, *reason, *deadline], check=True, capture_output=True)
+        until(lambda: len(sessions(out)) == 2, process)
+        two_nodes.remove_node(lost)
+        two_nodes.add_node(num_cpus=1)
+        until(lambda: len(sessions(out)) == 3, process)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert process.returncode == 1, said
+    assert [session["workers"] for session in sessions(out)] == [2, 1, 2]
+    assert [session["step"] for session in sessions(out)[1:]] == [session["reached"] for session in sessions(out)[1:]]
