@@ -266,12 +266,16 @@ def rank_main(options: argparse.Namespace) -> None:
     dist.init_process_group("nccl" if cuda else "gloo")
     if cuda:
         _prefer_fastest(SHAPES[options.shape], dist.get_world_size(), device)
-    found = Rank(SHAPES[options.shape], device, options.recompute, cuda and not options.eager).measure(options.steps)
+    found = Rank(SHAPES[options.shape], device, options.recompute, not is_eager(options)).measure(options.steps)
     if rank == 0:
         name = torch.cuda.get_device_name() if cuda else platform.processor() or "CPU"
         about = {"measured": vars(found), "on": name, "torch": torch.__version__}
         Path(options.out).write_text(json.dumps(about))
     dist.destroy_process_group()
+
+
+def is_eager(options: argparse.Namespace) -> bool:
+    return options.eager or options.device == "cpu"
 
 
 def _prefer_fastest(shape: Shape, ranks: int, device: Any) -> None:  # noqa: ANN401 - torch.device
@@ -329,13 +333,9 @@ def run_group(options: argparse.Namespace, ranks: int, folder: Path) -> dict[str
 def show(shape: Shape, options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """The table."""
     first, peak = results[0], PEAK_TFLOPS * 1e12
-    print(
-        f"\n{options.shape}: {tokens_of(shape):,} tokens, {shape.config['num_attention_heads']} heads, recompute ",
-        end="",
-    )
-    print(
-        f"{options.recompute}, {'compiled' if options.device == 'cuda' and not options.eager else 'eager'}; {first['on']}, torch {first['torch']}\n"
-    )
+    heads, blocks = shape.config["num_attention_heads"], "eager" if is_eager(options) else "compiled"
+    print(f"\n{options.shape}: {tokens_of(shape):,} tokens, {heads} heads, recompute {options.recompute}, {blocks}")
+    print(f"{first['on']}, torch {first['torch']}\n")
     print(
         "| ranks | s/step (p50) | all steps | speed-up | efficiency | MFU | peak GiB | exchanges s (share) | GB sent |"
     )

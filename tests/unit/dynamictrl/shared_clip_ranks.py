@@ -77,8 +77,9 @@ def model_of(case: Case) -> nn.Module:
     model = PoseEncodedTransformer(transformer, PoseEncoder()) if case.expert else transformer
     for parameter in model.parameters():
         parameter.data += torch.randn(parameter.shape) * 0.05
-    for block in transformer.transformer_blocks:
-        block.recompute = case.recompute  # pyright: ignore[reportAttributeAccessIssue]
+    blocks: Any = transformer.transformer_blocks
+    for block in blocks:
+        block.recompute = case.recompute
     return nn.Module.to(model, case.dtype).train()
 
 
