@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dynamictrl.recomputation import Recompute
-from training import attention_kernels, float8, memory, shapes
+from training import attention_kernels, float8, memory, sequence_groups, shapes
 from training.config import Recipe
 from training.memory import Kept
 from training.parallel import Place
@@ -35,6 +35,7 @@ def prepare(transformer: nn.Module, recipe: Recipe, place: Place, *, precomputed
     config: Mapping[str, Any] = transformer.config  # pyright: ignore[reportAssignmentType]
     if recipe.speed.deterministic:
         make_deterministic()
+    sequence_groups.share(transformer, place)
     _choose_attention(recipe, config, place)
     set_recomputation(transformer, kept(recipe, config, place, precomputed=precomputed))
     if recipe.speed.float8:

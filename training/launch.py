@@ -17,6 +17,7 @@ from training.config import Run
 from training.data import index_of
 from training.lora import check_base
 from training.plan import base_config
+from training.sequence_groups import check_heads
 from training.summary.page import write_after
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def check(run: Run) -> None:
     config = base_config(run.recipe.model.base)
     check_base(run.recipe.lora, run.recipe.model, config)
     check_sizes(run.recipe, config)
+    check_heads(run.recipe, config)
     if run.recipe.workers.zero_stage:
         on_disk.check_layout(on_disk.newest(RunFolder(run.out).checkpoints), run.recipe.workers.zero_stage)
 
