@@ -77,7 +77,7 @@ class Saver:
                 logger.warning("checkpoint %s is damaged and passed by: %s", folder, damage)
                 damages.append(f"{folder.name}: {damage}")
                 continue
-            self._set_newer_aside(claimed, folder)
+            self._tidy(claimed, folder)
             self.last = folder
             return self._load(engine, average, Checkpoint.read(folder))
         if damages:
@@ -220,11 +220,15 @@ class Saver:
         dist.all_gather_object(found, mine)
         return next(filter(None, found), "")
 
-    def _set_newer_aside(self, claimed: list[str], taken: Path) -> None:
-        """What lies after the checkpoint that is gone on from is of a course that will not come again."""
+    def _tidy(self, claimed: list[str], taken: Path) -> None:
+        """What lies after the checkpoint that is gone on from is of a course that will not come again.
+
+        What a kill kept from being removed before goes as well.
+        """
         if self._place.is_first:
             for folder in map(Path, claimed[: claimed.index(str(taken))]):
                 on_disk.set_aside(folder)
+            on_disk.prune(self._root, self._recipe.checkpoints.keep_checkpoints)
         dist.barrier()
 
     def _as_first_sees(self, names: list[str]) -> list[str]:

@@ -186,15 +186,18 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def collect(root: Path, kept: int = 0) -> None:
-    """Removes what counts for nothing; with `kept`, whole checkpoints beyond the newest so many that nobody reads.
+def prune(root: Path, kept: int) -> None:
+    """Removes all but the newest so many whole checkpoints, and those that somebody reads.
 
     A folder loses its name first, so that a kill in between leaves no checkpoint with files missing.
     """
-    if kept:
-        good = {found.folder for found in whole(root)[:kept]}
-        for folder in folders(root):
-            if folder not in good and not leases.is_held(folder):
-                set_aside(folder)
+    good = {found.folder for found in whole(root)[:kept]}
+    for folder in folders(root):
+        if folder not in good and not leases.is_held(folder):
+            shutil.rmtree(set_aside(folder), ignore_errors=True)
+
+
+def collect(root: Path) -> None:
+    """Removes what counts for nothing: half-written, replaced, damaged, half-removed."""
     for left_over in root.glob(".step-*"):
         shutil.rmtree(left_over, ignore_errors=True)

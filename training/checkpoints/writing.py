@@ -133,7 +133,8 @@ class Writing:
             files |= self._part_of(rank)
         on_disk.seal(target.temporary, target.folder, target.facts, files)
         try:
-            on_disk.collect(target.root, target.keep)
+            on_disk.prune(target.root, target.keep)
+            on_disk.collect(target.root)
         except OSError as problem:
             logger.warning("older checkpoints could not be removed: %s", problem)
         # Last, as the next checkpoint may begin now, and its folder looks like a left-over.

@@ -2,7 +2,7 @@
 
 `python training_sessions.py` reads one JSON object a line from stdin, trains as it says, and answers one line with the
 exit codes of its workers (minus the signal's number where one killed it):
-{"run": Run, "workers": 1, "kill_at": "marker", "stop_after": 0, "samples": FOLDER}
+{"run": Run, "workers": 1, "kill_at": "marker", "stop_after": 0, "samples": FOLDER, "group_elements": 0}
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def _train(job: dict[str, Any], rank: int) -> int:
     import traceback
 
     from dynamictrl.errors import DynamiCtrlError
+    from training import parallel
     from training.callbacks.metrics_file import MetricsFile
     from training.checkpoint import RunFolder
     from training.config import Run
@@ -71,6 +72,8 @@ def _train(job: dict[str, Any], rank: int) -> int:
 
     run = Run.from_dict(job["run"])
     callbacks = [MetricsFile(RunFolder(run.out).metrics)] if rank == 0 else []
+    if job.get("group_elements"):
+        parallel.GROUP_ELEMENTS = job["group_elements"]
     if job.get("samples"):
         _record_samples(Path(job["samples"]) / f"{os.getpid()}.txt")
     if job.get("kill_at"):
