@@ -142,8 +142,11 @@ class Guard:
             "loss": _finite(metrics["loss"]), "grad_norm": _finite(metrics["grad_norm"]), "median_norm": median,
             "samples": [{**sample, "loss": _finite(sample["loss"])} for sample in samples],
         }  # fmt: skip
-        with (self._folder / SKIPPED_FILE).open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        try:
+            with (self._folder / SKIPPED_FILE).open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as problem:  # as on a full disk: the log has its essence
+            logger.warning("step %d is not in %s: %s", step, SKIPPED_FILE, problem)
 
     def _failure(self, step: int) -> DynamiCtrlError:
         return DynamiCtrlError(

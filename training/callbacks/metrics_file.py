@@ -37,7 +37,10 @@ class MetricsFile(Callback):
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         # A checkpoint is gone on from with the steps before it on record, also where the machine goes down.
-        os.fsync(self._stream.fileno())
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as problem:
+            logger.warning("the metrics up to step %d wait for the disk: %s", step, problem)
 
     def on_close(self) -> None:
         if hasattr(self, "_stream"):

@@ -6,11 +6,14 @@ Unlike the metrics nothing is ever dropped, so it tells of the steps that a rest
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
 from training.callbacks import Callback
 from training.callbacks.metrics_file import read_lines
+
+logger = logging.getLogger(__name__)
 
 FILE = "sessions.jsonl"
 
@@ -35,7 +38,7 @@ class Sessions(Callback):
         self._step = step
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        self._write("checkpoint", {})
+        self._write("checkpoint", {"step": step})  # steps may have passed while it was written
 
     def on_export(self, step: int, model: Path) -> None:
         self._write("export", {})
@@ -46,5 +49,8 @@ class Sessions(Callback):
 
     def _write(self, event: str, more: dict[str, int]) -> None:
         line = {"event": event, "step": self._step, "time": round(time.time(), 3), **more}
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        try:
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as problem:  # as on a full disk: only the summary page misses it
+            logger.warning("%s of step %d is not on record: %s", event, self._step, problem)
