@@ -1,4 +1,4 @@
-"""`python -m training RECIPE --data DATASET --out RUN`, `plan`, `convert`, `evaluate`, `attention`, `summary RUN`.
+"""Training on the command line: `python -m training RECIPE`, `plan`, `convert`, `evaluate`, `summary`, `export`, ...
 
 Exit codes: 0 done, 2 a usage or configuration error (before any cluster or GPU is touched), 1 a failure at run time.
 """
@@ -22,6 +22,7 @@ from training.config import Recipe, Run
 from training.conversion import Convert
 from training.recipes import RECIPES
 from training.settings.evaluation import Evaluation
+from training.settings.export import Export
 from training.settings.hardware import Hardware
 
 Quiet = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "evaluate": _evaluate,
         "attention": _attention,
         "summary": _summary,
+        "export": _export,
     }
     try:
         return commands[command](rest) if command in commands else _train(command, rest)
@@ -75,6 +77,7 @@ def _overview() -> str:
             "       python -m training evaluate --model MODEL --data DATASET --out DIR",
             "       python -m training attention --model MODEL --image I --driving-video V --prompt P --out DIR",
             "       python -m training summary RUN [--out FILE.html]",
+            "       python -m training export RUN --out FOLDER [--step N] [--weights ema|raw]",
             "",
             "Fine-tunes a DynamiCtrl model on a data set folder. `RECIPE --help` shows every field with its unit.",
             "",
@@ -144,6 +147,18 @@ def _convert(arguments: list[str]) -> int:
 
     print(convert(base, settings).text())
     print(f"next: python -m training RECIPE --base {settings.out} --data DATASET --out RUN")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    run = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    settings = tyro.cli(Export, prog="python -m training export RUN", args=arguments, config=Quiet)
+    if not run:
+        print("usage: python -m training export RUN --out FOLDER: name a run folder", file=sys.stderr)
+        return 2
+    from training.export import export_checkpoint
+
+    print(f"the model is {export_checkpoint(Path(run), settings)}")
     return 0
 
 

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, float]]
 """What is scored, to metric, to value."""
+Scored = dict[str, Scores]
+"""A clip's key to its scores."""
 
 
 def evaluate(settings: Evaluation) -> Path:
@@ -60,19 +62,20 @@ def evaluate(settings: Evaluation) -> Path:
         known = _known(record, identity)
         if known is None:
             pipelines = pipelines or {name: load_pipeline(model, settings.device) for name, model in models.items()}
-            known = _score_clip(entry, clips, pipelines, settings)
+            video = settings.out / "clips" / f"{entry.key}.mp4"
+            known = score_clip(entry, clips, pipelines, settings, video)
             known["identity"] = identity
             write_json(record, known)
         records[entry.key] = known
         logger.info("clip %d of %d: %s", number, len(entries), _line(known["scores"]["model"]))
-    scores: dict[str, Scores] = {key: known["scores"] for key, known in records.items()}
+    scores: Scored = {key: known["scores"] for key, known in records.items()}
     captions: dict[str, str] = {key: known["caption"] for key, known in records.items()}
     result = {
         "settings": {name: str(value) for name, value in dataclasses.asdict(settings).items()},
         "eval_size": {"height": clips.height, "width": clips.width, "num_frames": clips.num_frames, "fps": clips.fps},
         "crop": f"covering the size, centred on the {clips.crop}",
         "clips": len(entries),
-        "mean": _mean(scores.values()),
+        "mean": mean_scores(scores.values()),
         "per_clip": scores,
     }
     write_json(settings.out / "metrics.json", result)
@@ -157,9 +160,13 @@ def load_pipeline(model: str, device: Device) -> DynamiCtrlPipeline:
     return pipeline
 
 
-def _score_clip(
-    entry: Entry, clips: Clips, pipelines: Mapping[str, DynamiCtrlPipeline], settings: Evaluation
+def score_clip(
+    entry: Entry, clips: Clips, pipelines: Mapping[str, DynamiCtrlPipeline], settings: Evaluation, video: Path
 ) -> dict[str, Any]:
+    """Renders a clip with each pipeline; returns `scores` and `caption`, and writes all side by side to `video`.
+
+    Of the settings the number of steps, guidance and seed are taken.
+    """
     from dynamictrl.video import write_video
 
     sample = read_sample(entry.shard, entry.offset)
@@ -169,7 +176,7 @@ def _score_clip(
     copied = np.repeat(pixels.reference[None], clips.num_frames, axis=0)
     scores = {name: _scores(frames, pixels.video) for name, frames in (made | {"copied_reference": copied}).items()}
     columns = [copied, pixels.pose, pixels.video, *made.values()]
-    write_video(settings.out / "clips" / f"{entry.key}.mp4", np.concatenate(columns, axis=2), clips.fps or entry.fps)
+    write_video(video, np.concatenate(columns, axis=2), clips.fps or entry.fps)
     return {"scores": scores, "caption": pixels.caption}
 
 
@@ -201,7 +208,8 @@ def _scores(made: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, floa
     }
 
 
-def _mean(scores: Iterable[Scores]) -> Scores:
+def mean_scores(scores: Iterable[Scores]) -> Scores:
+    """Each metric's mean over clips."""
     every = list(scores)
     return {
         name: {metric: float(np.mean([clip[name][metric] for clip in every])) for metric in values}

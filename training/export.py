@@ -1,29 +1,89 @@
-"""Writes the model folder of a run: the diffusers folder with its card."""
+"""Writes the model folder of a run: at its end, or from one of its checkpoints without an engine."""
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamictrl.errors import CheckpointError
+from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.shards import write_json
+from training import model_card
 from training.checkpoint import RunFolder
+from training.checkpoints import on_disk
+from training.checkpoints.on_disk import Checkpoint
 from training.config import Run
+from training.settings.export import Export
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dynamictrl.animation import DynamiCtrlPipeline
 
+logger = logging.getLogger(__name__)
 
-def export(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run, facts: Mapping[str, Any]) -> Path:
-    """Writes `RUN/model` whole or not at all, with its card; `weights` are `parallel.gather_weights`'s.
 
-    A LoRA is fused into the model, and lies beside it as `RUN/model/lora` where it holds all that was learnt.
+def export_checkpoint(out: Path, settings: Export) -> Path:
+    """The model folder of a checkpoint of the run folder `out`.
+
+    Raises ConfigError where there is no such run or checkpoint, or `settings.out` is taken.
     """
-    folder = RunFolder(run.out).model
+    folder = RunFolder(out)
+    if settings.out.exists():
+        raise ConfigError(f"{settings.out} exists already; choose another --out", code="out_taken", param="out")
+    run = Run.from_dict(_read_settings(folder))
+    found = _checkpoint(folder, settings.step)
+    averaged = settings.weights == "ema" or (settings.weights == "auto" and run.recipe.optimization.ema_decay > 0)
+    logger.info("reading %s", found.folder)
+    from training import consolidation
+
+    pipeline, weights = consolidation.load(run.recipe, found, averaged=averaged)
+    facts = {"weights": "moving average" if averaged else "as trained", **model_card.facts_at(run, found.step)}
+    return export(pipeline, weights, run, facts, settings.out, found.step)
+
+
+def _read_settings(folder: RunFolder) -> dict[str, Any]:
+    try:
+        values = json.loads(folder.settings.read_text())
+        return {name: values[name] for name in ("name", "data", "out", "recipe")} | {"out": str(folder.root)}
+    except (OSError, ValueError, KeyError) as problem:
+        raise ConfigError(
+            f"{folder.root} holds no run ({problem}); give a run folder, which has a run.json", code="run_missing"
+        ) from problem
+
+
+def _checkpoint(folder: RunFolder, step: int) -> Checkpoint:
+    there = on_disk.whole(folder.checkpoints)
+    for found in there:
+        if step in (0, found.step):
+            return found
+    steps = ", ".join(str(found.step) for found in there) or "none"
+    raise ConfigError(
+        f"{folder.root} has no whole checkpoint of step {step or 'any'}; it has {steps}",
+        code="run_missing",
+        param="step",
+    )
+
+
+def export(
+    pipeline: DynamiCtrlPipeline,
+    weights: Mapping[str, Tensor],
+    run: Run,
+    facts: Mapping[str, Any],
+    folder: Path | None = None,
+    step: int | None = None,
+) -> Path:
+    """Writes `RUN/model`, or another folder, whole or not at all, with its card.
+
+    `weights` are `parallel.gather_weights`'s, after `step` steps (by default all of the run's). A LoRA is fused into
+    the model, and lies beside it as `lora` where it holds all that was learnt. Raises CheckpointError where a weight
+    is missing or of another shape.
+    """
+    folder = folder or RunFolder(run.out).model
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     if run.recipe.lora.lora_rank:
@@ -33,8 +93,9 @@ def export(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tensor], run: Run
         weights = _under("transformer.", weights)
     pipeline.transformer = _whole_transformer(pipeline, weights)
     pipeline.save_pretrained(temporary)
-    (temporary / "README.md").write_text(model_card(run, facts), encoding="utf-8")
-    write_json(temporary / "training.json", run.to_dict() | {"facts": dict(facts)})
+    record = run.to_dict() | {"facts": dict(facts), "step": run.recipe.optimization.steps if step is None else step}
+    write_json(temporary / "training.json", record)
+    model_card.write(temporary, run)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
@@ -69,49 +130,3 @@ def _whole_transformer(pipeline: DynamiCtrlPipeline, weights: Mapping[str, Tenso
         raise CheckpointError(f"the gathered weights are not whole: {wrong[:3]} of {len(wrong)} differ", code="export")
     whole.load_state_dict(dict(weights), assign=True)
     return whole
-
-
-def model_card(run: Run, facts: Mapping[str, Any]) -> str:
-    """The exported folder's README.md: what it is, from what, and how to use it."""
-    recipe, clips = run.recipe, run.recipe.clips
-    mini = "\nA **mini** model: made for demonstration and tests, not a real one.\n" if facts.get("mini") else ""
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
-    return f"""---
-library_name: diffusers
-pipeline_tag: image-to-video
----
-# DynamiCtrl, recipe `{run.name}`
-{mini}
-Animates the person of a reference image with the poses of a driving video, under a prompt.
-
-| fact | value |
-|---|---|
-| base | {recipe.model.base} |
-| pose control | {recipe.model.pose_control} |
-| pose encoding | {recipe.model.pose_encoding} |
-| clips | {clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} frames per second |
-| steps x batch | {recipe.optimization.steps} x {recipe.optimization.batch_size} |
-| learning rate | {recipe.optimization.learning_rate:g} |
-| caption dropout | {recipe.clips.caption_dropout:g} |
-| masked reference | {recipe.clips.masked_reference} |
-| seed | {recipe.seed} |
-{_lora_row(run)}{rows}
-
-```python
-from dynamictrl import DynamiCtrlPipeline
-
-pipeline = DynamiCtrlPipeline.from_pretrained(FOLDER)
-frames = pipeline(image=IMAGE, pose_video=POSES, prompt=PROMPT).frames[0]
-```
-
-All settings are in `training.json`. The base's licence holds for these weights too.
-"""
-
-
-def _lora_row(run: Run) -> str:
-    lora = run.recipe.lora
-    if not lora.lora_rank:
-        return ""
-    alone = "" if lora.lora_whole_pose else "; alone in `lora/`, for `pipeline.load_lora_weights` on the base"
-    parts = ", ".join(part.replace("_", " ") for part in lora.lora_parts)
-    return f"| LoRA | rank {lora.lora_rank}, scale {lora.lora_scale:g}, on {parts}; fused here{alone} |\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError
-from training import admission, provenance, tracking
+from training import admission, model_card, provenance, tracking, validation, validation_checks
 from training.buckets import check_sizes
 from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
@@ -30,7 +30,7 @@ def launch(run: Run) -> Path:
     DynamiCtrlError with code run_failed for a failure on the way.
     """
     check(run)
-    run = _with_absolute_base(run)
+    run = _with_absolute_paths(run)
     folder = RunFolder(run.out)
     index = index_of(run, encodings=False)
     encoded = index.has_encodings and run.recipe.clips.encodings != "online"
@@ -39,6 +39,7 @@ def launch(run: Run) -> Path:
         admission.admit(run, precomputed=encoded)
     folder.claim(run, index.fingerprint)
     index.keep(run.out)
+    validation_checks.check(run)
     logger.info("%d clips of %s; run folder %s", len(index.entries), run.data, run.out)
     tracked = tracking.open_run(run)
     if not is_finished(run):
@@ -53,6 +54,9 @@ def launch(run: Run) -> Path:
             write_after(run.out)
     else:
         logger.info("the run is finished already")
+        if validation.is_behind(run):
+            _validate(run, tracked)
+    model_card.renew(run)
     if tracked is not None:
         _finish(run, tracked, folder.model)
     return folder.model
@@ -61,8 +65,7 @@ def launch(run: Run) -> Path:
 def _finish(run: Run, tracked: tracking.TrackedRun, model: Path) -> None:
     version = tracking.finish(tracked, run, model)
     if version is not None:
-        records = run.recipe.records
-        logger.info("registered as %s version %s, alias %s", records.registered_model, version, records.alias or "none")
+        logger.info("registered as %s version %s", run.recipe.records.registered_model, version)
 
 
 def check(run: Run) -> None:
@@ -81,8 +84,12 @@ def check(run: Run) -> None:
         on_disk.check_layout(on_disk.newest(RunFolder(run.out).checkpoints), run.recipe.workers.zero_stage)
 
 
-def _with_absolute_base(run: Run) -> Run:
+def _with_absolute_paths(run: Run) -> Run:
     """Workers do not share this process's working directory, and neither does a rerun."""
+    told = run.recipe.validation
+    if told.validation_data is not None:
+        told = replace(told, validation_data=told.validation_data.expanduser().resolve())
+        run = replace(run, recipe=replace(run.recipe, validation=told))
     base = Path(run.recipe.model.base).expanduser()
     if not base.is_dir():
         return run
@@ -110,4 +117,16 @@ def _train(run: Run, tracked: tracking.TrackedRun | None) -> None:
 
     provenance.write_environment(run.out)
     shown = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
-    train(run, [*record(run, tracked), shown])
+    with validation.alongside(run, tracked, validation.ChildProcess()):
+        train(run, [*record(run, tracked), shown])
+
+
+def _validate(run: Run, tracked: tracking.TrackedRun | None) -> None:
+    """What a session that was stopped after the training has left to validate."""
+    if run.recipe.workers.num_workers > 0:
+        from training.ray_launcher import validate_on_ray
+
+        validate_on_ray(run, tracked)
+        return
+    with validation.alongside(run, tracked, validation.ChildProcess()):
+        pass

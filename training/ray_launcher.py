@@ -24,8 +24,10 @@ from training.checkpoint import RunFolder
 from training.config import Run
 from training.following import shown
 from training.ray_cluster import connected
+from training.ray_validation import RayTask
 from training.settings.workers import Workers
 from training.tracking import TrackedRun
+from training.validation import alongside
 from training.vigil import Vigil
 from training.worker_counts import legal_counts
 
@@ -48,7 +50,7 @@ def train_on_ray(run: Run, tracked: TrackedRun | None) -> None:
         request = Request(run.out / REQUEST)
         request.clear()  # of a session that was killed
         trainer = _trainer(run, tracked, counts, request)
-        with shown(run), _told_to_stop(lambda: request.make(STOP)):
+        with shown(run), _told_to_stop(lambda: request.make(STOP)), alongside(run, tracked, RayTask()):
             problem = _fit(trainer)
         stopped = request.reason == STOP
         request.clear()
@@ -61,6 +63,12 @@ def train_on_ray(run: Run, tracked: TrackedRun | None) -> None:
         f"Ray's records are in {run.out / 'ray'}",
         code="run_failed",
     ) from problem
+
+
+def validate_on_ray(run: Run, tracked: TrackedRun | None) -> None:
+    """Makes up for the validations that a finished run lacks."""
+    with connected(run.recipe.workers, fewest=1), alongside(run, tracked, RayTask()):
+        pass
 
 
 def _trainer(run: Run, tracked: TrackedRun | None, counts: tuple[int, ...], request: Any) -> Any:  # noqa: ANN401 - Ray's

@@ -183,7 +183,10 @@ def finish(tracked: TrackedRun, run: Run, model: Path) -> str | None:
     """
 
     def end() -> str | None:
+        from training import validation_results
+
         _record_the_rest(tracked, run)
+        validation_results.record(tracked, run.out)
         version = register(tracked, run, model)
         close(tracked, "FINISHED")
         return version
@@ -234,11 +237,16 @@ def _record_the_rest(tracked: TrackedRun, run: Run) -> None:
 
 
 def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
-    """Registers the exported model, gives it its alias, and returns its version; a rerun finds the same version."""
+    """Registers the exported model and returns its version, which gets its alias where `promotion` has no objection.
+
+    A rerun finds the same version.
+    """
     name = run.recipe.records.registered_model
     if not name:
         return None
     from mlflow.exceptions import MlflowException
+
+    from training import promotion  # it reads what this file records
 
     client = tracked.client()
     try:
@@ -248,8 +256,7 @@ def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
             raise
     known = [version for version in client.search_model_versions(f"name='{name}'") if version.run_id == tracked.run_id]
     version = known[0] if known else client.create_model_version(name, _source(client, tracked, model), tracked.run_id)
-    if run.recipe.records.alias:
-        client.set_registered_model_alias(name, run.recipe.records.alias, version.version)
+    promotion.settle(client, run, str(version.version), tracked.tracking_uri)
     return str(version.version)
 
 

@@ -107,6 +107,7 @@ class Trainer:
             for callback in self._callbacks:
                 callback.on_step(done, metrics)
             due = due or done % self._recipe.checkpoints.checkpoint_every == 0 or done == last or self._saver.leaving
+            due = due or self._recipe.validation.is_due(done, last)
             if due and (self._guard.allows_checkpoint or done == last):
                 self._save(done, metrics)
                 due = False
