@@ -67,6 +67,39 @@ def test_job_entrypoints_name_recipes_that_exist():
             assert words[3] in module.RECIPES
 
 
+@pytest.mark.parametrize("path", sorted((INFRA / "kuberay").glob("train*.yaml")), ids=lambda p: p.name)
+def test_training_jobs_give_settings_that_a_run_can_work_with(path: Path):
+    import tyro
+
+    from training.__main__ import Quiet
+    from training.recipes import RECIPES
+    from training.worker_counts import legal_counts
+
+    manifest = yaml.safe_load(path.read_text())
+    words = shlex.split(manifest["spec"]["entrypoint"])
+    start = RECIPES[words[3]]()
+    given = words[8:]  # after the recipe, --data and --out
+    recipe = tyro.cli(type(start), args=given, default=start, config=Quiet)
+    gpus = [
+        int(container["resources"]["limits"]["nvidia.com/gpu"]) * group["maxReplicas"]
+        for group in clusters(manifest)["workerGroupSpecs"]
+        for container in group["template"]["spec"]["containers"]
+    ]
+    assert legal_counts(recipe)[-1] == sum(gpus)
+
+
+def test_preemptible_workers_tell_ray_before_they_go():
+    manifest = yaml.safe_load((INFRA / "kuberay" / "train-elastic-job.yaml").read_text())
+    (group,) = clusters(manifest)["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    words = shlex.split(command.split(";")[0])
+    seconds = int(words[words.index("--deadline-remaining-seconds") + 1])
+
+    assert words[:2] == ["ray", "drain-node"]
+    assert seconds < pod["terminationGracePeriodSeconds"]
+
+
 def test_the_service_names_an_application_that_exists():
     import importlib
 
