@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -170,6 +171,8 @@ def _work(config: dict[str, Any]) -> None:
         from training.trainer import train
 
         logger.info("worker %d: the trainer is loaded after %.1f s", rank, time.monotonic() - started)
+        if not run.recipe.workers.threads_per_worker:
+            _use_share_of_cores(ray.train.get_context().get_local_world_size())
         if rank == 0:
             provenance.write_environment(run.out)
         tracked = TrackedRun(**config["tracked"]) if config["tracked"] else None
@@ -180,6 +183,13 @@ def _work(config: dict[str, Any]) -> None:
         raise
     finally:
         vigil.stop()
+
+
+def _use_share_of_cores(neighbours: int) -> None:
+    """Ray gives a worker of one CPU one thread, too few for an optimizer in host memory; the node's cores are ours."""
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
 
 
 def _leaving(run: Run, rank: int, vigil: Vigil) -> Callable[[], bool]:
