@@ -77,6 +77,7 @@ def _join(checkpoint: Checkpoint, universal: Path, failed: Path) -> None:
         size = sum(written.size for written in checkpoint.files.values())
         convert = _convert_in_child if size >= CHILD_BYTES else _convert_here
         convert(checkpoint.folder / STATE, temporary)
+        on_disk.sync_files(temporary)
         on_disk.write_safely(temporary / COMPLETE, {"step": checkpoint.step, "workers": checkpoint.workers})
         temporary.rename(universal)
         (checkpoint.folder / "latest_universal").unlink(missing_ok=True)

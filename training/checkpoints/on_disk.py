@@ -178,6 +178,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_files(folder: Path) -> None:
+    """Brings all files of a folder down to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
 def set_aside(folder: Path) -> Path:
     """Takes a checkpoint out of those that count, in one move; what is left is removed by `collect`."""
     aside = folder.with_name(f".{folder.name}.aside")

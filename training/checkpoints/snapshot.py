@@ -9,6 +9,7 @@ is too little of it, that worker's files are written at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ class HostMemory:
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._taken = 0
+        self._locks = True
 
     def rewind(self) -> None:
         """Begins a new snapshot: what the last one held may be written over."""
@@ -63,16 +65,21 @@ class HostMemory:
                 return kept
             return torch.empty(tensor.shape, dtype=tensor.dtype)
         buffer = torch.empty(tensor.shape, dtype=tensor.dtype)
-        if tensor.is_cuda and buffer.nbytes >= LOCK_BYTES:
-            _lock_pages(buffer)
+        if self._locks and tensor.is_cuda and buffer.nbytes >= LOCK_BYTES:
+            self._locks = _lock_pages(buffer)
         self._buffers.append(buffer)
         return buffer
 
 
-def _lock_pages(buffer: Tensor) -> None:
-    # Not pin_memory: its allocator rounds up to powers of two. A refusal costs only speed.
+def _lock_pages(buffer: Tensor) -> bool:
+    """Makes a buffer one that the device copies to by itself; a refusal costs only speed."""
+    # Not pin_memory: its allocator rounds up to powers of two.
     runtime: Any = torch.cuda.cudart()
-    runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)
+    if int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 1)) == 0:
+        return True
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")  # the error waits for the next kernel, which must not be one of the steps'
+    return False
 
 
 def available_bytes() -> int:
