@@ -37,7 +37,8 @@ def prepare(transformer: nn.Module, recipe: Recipe, place: Place, *, precomputed
         make_deterministic()
     sequence_groups.share(transformer, place)
     _choose_attention(recipe, config, place)
-    set_recomputation(transformer, kept(recipe, config, place, precomputed=precomputed))
+    whole = "none" if recipe.speed.recompute == "none" or place.device.type != "cuda" else "cheap"
+    set_recomputation(transformer, kept(recipe, config, place, precomputed=precomputed), whole)
     if recipe.speed.float8:
         float8.convert(transformer, place.device)
     if compiles(recipe):
@@ -111,9 +112,9 @@ def kept(recipe: Recipe, config: Mapping[str, Any], place: Place, *, precomputed
     return found
 
 
-def set_recomputation(transformer: nn.Module, kept: Kept) -> None:
-    """Tells each block what its backward pass computes anew: `none` of the first, then `attention`, then `all`."""
-    counts: dict[Recompute, int] = {"none": kept.whole, "attention": kept.attention, "all": kept.inputs}
+def set_recomputation(transformer: nn.Module, kept: Kept, whole: Recompute = "none") -> None:
+    """Tells each block what its backward pass computes anew: `whole` of the first, then `attention`, then `all`."""
+    counts: dict[Recompute, int] = {whole: kept.whole, "attention": kept.attention, "all": kept.inputs}
     plans = [plan for plan, count in counts.items() for _ in range(count)]
     for block, plan in zip(_blocks(transformer), plans, strict=True):
         block.recompute = plan

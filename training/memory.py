@@ -26,17 +26,21 @@ INPUT_TENSORS = 2
 """Text and video, and the pose: what a block gets, kept under every policy."""
 ATTENTION_TENSORS = 3
 """The inputs, and the attention's output (its log-sum is 1/32 of one and left out)."""
-WHOLE_TENSORS_COMPILED = 12
+CHEAP_TENSORS = 12
 """Inputs 2, queries, keys and values 3, attention output 1, its projection 1, feed-forward 4 before its activation
-and 1 after; what torch.compile can compute anew from these without a matmul is not kept."""
-WHOLE_TENSORS_EAGER = 28
-"""Every intermediate; from the batch sizes 1, 2, 4 measured eager (46.3, 55.5, 78.3 GiB): 11.4 GiB a sample."""
+and 1 after; norms, rotations and activations are computed again."""
+WHOLE_TENSORS_COMPILED = 20
+"""What torch's partitioner keeps of a compiled block that is left to itself: the same, queries and keys before their
+norms 2, the inputs of both halves' first layers 2, and the feed-forward behind its activation 4. Counted on the CPU
+(test_kept_tensors.py)."""
+WHOLE_TENSORS_EAGER = 26
+"""Every intermediate, counted likewise."""
 LIVE_TENSORS_COMPILED = 25
 """Of the one block whose gradients are being computed, at its fullest: 45.8 GiB measured compiled at batch 1."""
 LIVE_TENSORS_EAGER = 30
-"""The same without compilation: 46.3 GiB measured at batch 1."""
-CROSS_ATTENTION_TENSORS = 6
-"""More for a second attention: queries, keys, values, output, projection, and its gradient's copy."""
+"""The same without compilation: 46.3, 55.5 and 78.3 GiB measured at batch sizes 1, 2 and 4, 11.4 GiB a sample."""
+CROSS_ATTENTION_TENSORS = {"inputs": 0, "attention": 1, "cheap": 5, "whole": 9, "live": 9}
+"""More for a second attention: its output; queries, keys, values and projection too; all that is kept, as counted."""
 EXCHANGE_TENSORS = 4
 """More where workers share a clip: queries, keys, values and output on their way to another split."""
 
@@ -163,6 +167,7 @@ def kept_blocks(
     """
     job = _Job(recipe, config, tokens, workers, precomputed)
     fixed = {"all": Kept(0, 0, job.blocks), "attention": Kept(0, job.blocks, 0), "none": Kept(job.blocks, 0, 0)}
+    fixed["cheap"] = fixed["none"]
     if recipe.speed.recompute != "auto":
         return fixed[recipe.speed.recompute]
     limit = (gpu_memory_gib - recipe.speed.memory_reserve_gib) * GIB / GB
@@ -334,16 +339,19 @@ def is_compiled(recipe: Recipe) -> bool:
 def _tensors(job: _Job) -> dict[str, float]:
     """How many [tokens, width] tensors a block keeps under each policy, and how many its own gradients take."""
     compiled, control = is_compiled(job.recipe), job.recipe.model.pose_control
+    uncut = WHOLE_TENSORS_COMPILED if compiled else WHOLE_TENSORS_EAGER
     counts = {
         "inputs": INPUT_TENSORS,
         "attention": ATTENTION_TENSORS,
-        "whole": WHOLE_TENSORS_COMPILED if compiled else WHOLE_TENSORS_EAGER,
+        "whole": CHEAP_TENSORS if job.recipe.speed.recompute != "none" else uncut,
         "live": LIVE_TENSORS_COMPILED if compiled else LIVE_TENSORS_EAGER,
     }
     if not control.startswith("padaln"):
         counts = {name: count - 1 for name, count in counts.items()}  # no stream of its own from block to block
     if control == "cross_attention":
-        more = {"inputs": 0, "attention": 1, "whole": CROSS_ATTENTION_TENSORS - 1, "live": CROSS_ATTENTION_TENSORS}
+        more = dict(CROSS_ATTENTION_TENSORS)
+        if job.recipe.speed.recompute != "none":
+            more["whole"] = more["cheap"]
         counts = {name: count + more[name] for name, count in counts.items()}
     if job.recipe.speed.sequence_parallel > 1:
         counts["live"] += EXCHANGE_TENSORS

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dynamictrl.errors import ConfigError
+from training import gradient_norms
 from training.config import Recipe
 from training.settings.workers import Workers
 
@@ -92,7 +94,7 @@ def _let_memory_change_shape() -> None:
 def _start_group(workers: Workers) -> None:
     backend = "gloo" if workers.device == "cpu" else "nccl"
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(minutes=workers.stall_minutes))
         return
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -142,6 +144,7 @@ def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpe
     engine, *_ = deepspeed.initialize(
         model=transformer, optimizer=optimizer, config=deepspeed_config(recipe, place.size)
     )
+    gradient_norms.take_at_once(engine)
     return engine
 
 

@@ -66,7 +66,7 @@ def kept_of(transformer: nn.Module) -> Kept:
     plans = Counter(
         getattr(block, "recompute", "all") for block in transformer.get_submodule("transformer_blocks").children()
     )
-    return Kept(plans["none"], plans["attention"], plans["all"])
+    return Kept(plans["none"] + plans["cheap"], plans["attention"], plans["all"])
 
 
 @dataclass(frozen=True)

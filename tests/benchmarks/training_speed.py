@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours": {},
     "reference": PLAIN,
     "none": {"recompute": "none"},
+    "cheap": {"recompute": "cheap"},
     "attention": {"recompute": "attention"},
     "all": {"recompute": "all"},
     "eager": {"compile_blocks": False},
@@ -269,7 +270,7 @@ def _facts(
     config = dict(shape.config) | {"patch_size": 2, "patch_size_t": shape.config.get("patch_size_t")}
     clip = video_tokens(recipe, config) + config["max_text_seq_length"]
     plans = [block.recompute for block in trainer._pipeline.transformer.transformer_blocks]
-    kept = Kept(plans.count("none"), plans.count("attention"), plans.count("all"))
+    kept = Kept(plans.count("none") + plans.count("cheap"), plans.count("attention"), plans.count("all"))
     seconds = median(taken)
     linear, attention = _forward_tflop(config, clip)
     clips, blocks = recipe.optimization.micro_batch_size, len(plans)

@@ -8,7 +8,7 @@ from typing import Literal
 from training.settings.fields import free, not_negative, positive
 
 AttentionKernel = Literal["auto", "default", "cudnn", "flash", "efficient", "math"]
-Recompute = Literal["auto", "all", "attention", "none"]
+Recompute = Literal["auto", "all", "attention", "cheap", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Speed:
     attention_kernel: AttentionKernel = free("auto")
     """Which attention runs; auto measures those there are for a second at the real shape and takes the fastest."""
     recompute: Recompute = free("auto")
-    """What the backward pass computes anew: all of a block but its inputs, all but its attention, or none. auto keeps
-    as much as fits into a GPU's memory, block by block."""
+    """What the backward pass computes anew: all of a block, all but its attention, what is cheap (norms, activations),
+    or none. auto keeps as much as fits into a GPU's memory, block by block, up to `cheap`."""
     memory_reserve_gib: float = free(6.0)
     """GiB of a GPU that recompute auto leaves free."""
     sequence_parallel: int = free(1)

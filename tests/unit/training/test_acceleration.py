@@ -26,7 +26,7 @@ from training.parallel import Place
 from training.recipes import tiny_on_cpu
 from training.trainer import train
 
-POLICIES: tuple[Recompute, ...] = ("none", "attention", "all")
+POLICIES: list[Recompute] = ["none", "cheap", "attention", "all"]
 
 
 class AttentionCalls(TorchDispatchMode):
@@ -94,7 +94,7 @@ def test_every_policy_gives_the_same_bits(policy: Recompute):
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
 
 
-@pytest.mark.parametrize(("policy", "more"), [("none", 0), ("attention", 0), ("all", 3)])
+@pytest.mark.parametrize(("policy", "more"), [("none", 0), ("cheap", 0), ("attention", 0), ("all", 3)])
 def test_attention_runs_again_in_the_backward_pass_only_where_all_is_recomputed(policy: Recompute, more: int):
     model = a_transformer(layers=3)
     for block in model.transformer_blocks:
