@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +30,15 @@ def launch(run: Run) -> Path:
     Raises ConfigError, DatasetError, CheckpointError or InputError before a cluster or GPU is touched, and
     DynamiCtrlError with code run_failed for a failure on the way.
     """
+    run = _with_group(run)
     check(run)
     run = _with_absolute_paths(run)
     folder = RunFolder(run.out)
     index = index_of(run, encodings=False)
     encoded = index.has_encodings and run.recipe.clips.encodings != "online"
     run = admission.settled(run, precomputed=encoded)
+    if _in_group() and os.environ["RANK"] != "0":
+        return _follow(run)
     if not is_finished(run):
         admission.admit(run, precomputed=encoded)
     folder.claim(run, index.fingerprint)
@@ -60,6 +64,28 @@ def launch(run: Run) -> Path:
     if tracked is not None:
         _finish(run, tracked, folder.model)
     return folder.model
+
+
+def _in_group() -> bool:
+    """Whether torchrun has started this process, as one of the workers."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _with_group(run: Run) -> Run:
+    """Under torchrun there are as many workers as it has started, whatever the recipe says."""
+    if not _in_group():
+        return run
+    workers = replace(run.recipe.workers, num_workers=int(os.environ["WORLD_SIZE"]), min_workers=0)
+    return replace(run, recipe=replace(run.recipe, workers=workers))
+
+
+def _follow(run: Run) -> Path:
+    """What torchrun's other processes do: they train, and leave records and registration to the first."""
+    if is_finished(run):
+        return RunFolder(run.out).model
+    from training.trainer import train
+
+    return train(run)
 
 
 def _finish(run: Run, tracked: tracking.TrackedRun, model: Path) -> None:
@@ -106,7 +132,7 @@ def is_finished(run: Run) -> bool:
 
 
 def _train(run: Run, tracked: tracking.TrackedRun | None) -> None:
-    if run.recipe.workers.num_workers > 0:
+    if run.recipe.workers.num_workers > 0 and not _in_group():
         from training.ray_launcher import train_on_ray
 
         train_on_ray(run, tracked)
@@ -123,7 +149,7 @@ def _train(run: Run, tracked: tracking.TrackedRun | None) -> None:
 
 def _validate(run: Run, tracked: tracking.TrackedRun | None) -> None:
     """What a session that was stopped after the training has left to validate."""
-    if run.recipe.workers.num_workers > 0:
+    if run.recipe.workers.num_workers > 0 and not _in_group():
         from training.ray_launcher import validate_on_ray
 
         validate_on_ray(run, tracked)

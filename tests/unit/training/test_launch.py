@@ -149,3 +149,21 @@ def test_help_loads_nothing_heavy():
 
     assert done.returncode == 0, done.stderr
     assert "--learning-rate" in done.stdout
+
+
+@pytest.mark.slow
+def test_torchruns_processes_train_one_run_with_one_record(tiny_model: Path, small_dataset: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    group = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
+    places = ["--data", str(small_dataset), "--out", str(out), "--base", str(tiny_model)]
+    done = subprocess.run(
+        [*group, "tiny-on-cpu", *places, *TINY], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (out / "model" / "model_index.json").is_file()
+    sessions = [json.loads(line) for line in (out / "sessions.jsonl").read_text().splitlines()]
+    assert [line["workers"] for line in sessions if line["event"] == "start"] == [2]
+    client = tracking.TrackedRun(**json.loads((out / "mlflow.json").read_text())).client()
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
