@@ -81,6 +81,8 @@ PASSES_EAGER = (268.0, 359.0)
 """Forward, backward."""
 PASSES_COMPILED = (77.0, 165.0)
 """Forward, backward."""
+CHEAP_PASSES = 0.5
+"""Share of the forward pass's memory-bound work that a whole block's backward pass does again, as not all is kept."""
 FLOAT8_SPEEDUP = 1.5
 """Of the blocks' matrix products, quantisation included; an estimate (alone they run 1.6 times as fast)."""
 FLOAT32_SLOWDOWN = 8.0
@@ -205,12 +207,13 @@ def _micro_batch(
     passes = _passes(recipe)
     tokens = shapes.tokens(size, config) * recipe.optimization.micro_batch_size / share
     stream = config["num_layers"] * tokens * shapes.width(config) * 2
+    moved = 1 + again[0] + (CHEAP_PASSES * (1 - again[0]) if recipe.speed.recompute != "none" else 0.0)
     rate = gpu.product_tflops * (FLOAT8_SPEEDUP if recipe.speed.float8 else 1.0)
     slow = FLOAT32_SLOWDOWN if recipe.workers.precision == "fp32" else 1.0
     return {
         "matrix products": product * (1 + again[0] + _backward_products(recipe)) / rate * slow,
         "attention": attention * (1 + again[1] + ATTENTION_BACKWARD) / gpu.attention_tflops[kernel] * slow,
-        "memory-bound work": stream * (passes[0] * (1 + again[0]) + passes[1]) / gpu.bytes_per_second,
+        "memory-bound work": stream * (passes[0] * moved + passes[1]) / gpu.bytes_per_second,
         "exchange of tokens": _exchange(stream, share, again[0], machine),
     }
 
