@@ -22,8 +22,8 @@ def write_summary(run_folder: Path, out: Path | None = None) -> Path:
 
     Raises ConfigError where the folder is no run's.
     """
-    text = page(RunRecord.read(run_folder))
     out = out or run_folder / FILE
+    text = page(RunRecord.read(run_folder), out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -40,8 +40,8 @@ def write_after(run_folder: Path) -> Path | None:
         return None
 
 
-def page(record: RunRecord) -> str:
-    """The whole page."""
+def page(record: RunRecord, place: Path) -> str:
+    """The whole page, with links from the folder `place`, in which it will lie."""
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     name, title = html.escape(record.folder.resolve().name), html.escape(record.name)
     parts = [
@@ -51,14 +51,14 @@ def page(record: RunRecord) -> str:
         sections.marks_legend(),
         sections.charts(record),
         sections.phases(record),
-        sections.validations(record),
+        sections.validations(record, place),
         sections.told(record),
         '<h2 id="sessions">Sessions</h2>',
         sections.sessions(record),
         sections.expected(record),
         sections.data(record),
         sections.settings(record),
-        sections.model(record),
+        sections.model(record, place),
     ]
     body = "\n".join(part for part in parts if part)
     again = html.escape(f"python -m training summary {record.folder}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dynamictrl.errors import ConfigError, DynamiCtrlError
 from training.callbacks.metrics_file import read_json_lines, read_lines
 from training.config import Run
+from training.validation_results import Result, results
 
 if TYPE_CHECKING:
     from training.plan import Plan
@@ -44,20 +45,6 @@ class Session:
     def repeated(self) -> int:
         """Steps that were lost and taken again."""
         return max(0, self.reached - self.first)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What one validation left."""
-
-    step: int
-    folder: Path
-    metrics: Mapping[str, float]
-
-    @property
-    def clips(self) -> list[Path]:
-        """Videos and pictures, in order of name."""
-        return sorted(path for path in self.folder.rglob("*") if path.suffix in (".mp4", ".gif", ".webp"))
 
 
 @dataclass(frozen=True)
@@ -168,14 +155,9 @@ class RunRecord:
         return "running" if not ended and time.time() - heard < patience else "stopped"
 
     @property
-    def validations(self) -> list[Validation]:
+    def validations(self) -> list[Result]:
         """In order of their steps."""
-        found = []
-        for folder in sorted((self.folder / "validation").glob("step-*")):
-            if folder.is_dir() and folder.name.removeprefix("step-").isdigit():
-                metrics = numbers_of(_json(folder / "metrics.json"))
-                found.append(Validation(int(folder.name.removeprefix("step-")), folder, metrics))
-        return found
+        return results(self.folder)
 
     @property
     def dataset(self) -> Mapping[str, Any]:
@@ -195,17 +177,6 @@ class RunRecord:
             return plan(Run.from_dict({k: self.settings[k] for k in ("name", "data", "out", "recipe")}).recipe)
         except DynamiCtrlError:
             return None
-
-
-def numbers_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in nested objects, under names such as `mean/psnr`; lists are passed by."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= numbers_of(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = float(value)
-    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

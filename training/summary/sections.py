@@ -13,14 +13,14 @@ from pathlib import Path
 
 from training.callbacks.progress import duration
 from training.summary.charts import COLOURS, Chart, Marks, written
-from training.summary.record import RunRecord, Validation
+from training.summary.record import RunRecord
+from training.validation_results import Result
 
 GB = 1e9
 GIB = 2**30
 LARGEST_EMBEDDED = 3 * 2**20
 """Bytes of a validation's clips that are put into the page; larger ones are linked."""
 LISTED = 50
-KINDS = {".mp4": "video/mp4", ".gif": "image/gif", ".webp": "image/webp"}
 
 
 def cards(record: RunRecord) -> str:
@@ -167,18 +167,18 @@ def expected(record: RunRecord) -> str:
     return f'<h2 id="plan">Plan against measured</h2>{text}{_table(head, rows, numbers=(1, 2, 3))}'
 
 
-def validations(record: RunRecord) -> str:
-    """Metrics of every validation by step, and the last one's clips."""
+def validations(record: RunRecord, place: Path) -> str:
+    """Metrics of every validation by step, and the last one's clips; `place` is the page's folder."""
     found = record.validations
     if not found:
         return ""
-    names = list(dict.fromkeys(name for one in found for name in one.metrics))
-    drawn = [Chart(name, "", {name: [(v.step, v.metrics[name]) for v in found if name in v.metrics]}, smooth=False)
+    names = list(dict.fromkeys(name for one in found for name in one.values))
+    drawn = [Chart(name, "", {name: [(v.step, v.values[name]) for v in found if name in v.values]}, smooth=False)
              for name in names[:12]]  # fmt: skip
     curves = "".join(map(_chart_card, drawn)) if len(found) > 1 else ""
-    rows = [(f"{one.step:,}", *(_number(one.metrics.get(name)) for name in names)) for one in found[-LISTED:]]
+    rows = [(f"{one.step:,}", *(_number(one.values.get(name)) for name in names)) for one in found[-LISTED:]]
     table = _table(("step", *names), rows, numbers=range(len(names) + 1))
-    clips = _clips(record.folder, next((one for one in reversed(found) if one.clips), None))
+    clips = _clips(place, found[-1])
     return f'<h2 id="validation">Validation</h2><div class="charts">{curves}</div>{table}{clips}'
 
 
@@ -219,36 +219,31 @@ def settings(record: RunRecord) -> str:
     return f'<h2 id="recipe">Recipe</h2><div class="recipe">{shown}</div>{where}'
 
 
-def model(record: RunRecord) -> str:
-    """The exported model, and what to do next."""
+def model(record: RunRecord, place: Path) -> str:
+    """The exported model, and what to do next; `place` is the page's folder."""
     card = record.folder / "model" / "README.md"
     if not card.is_file():
         return ""
     text = html.escape(card.read_text(encoding="utf-8"))
-    folder = html.escape(str(record.folder / "model"))
+    folder, link = html.escape(str(record.folder / "model")), html.escape(os.path.relpath(card, place))
     return (
-        f'<h2 id="model">Model</h2><p><a href="model/README.md">model/README.md</a> in <code>{folder}</code></p>'
+        f'<h2 id="model">Model</h2><p><a href="{link}">model/README.md</a> in <code>{folder}</code></p>'
         f"<details><summary>model card</summary><pre>{text}</pre></details>"
         f"<pre>python -m training evaluate --model {folder} --data DATASET --out DIR</pre>"
     )
 
 
-def _clips(root: Path, last: Validation | None) -> str:
-    if last is None:
-        return ""
-    embeds = sum(path.stat().st_size for path in last.clips) <= LARGEST_EMBEDDED
-    figures = "".join(_figure(path, root, embeds) for path in last.clips)
+def _clips(place: Path, last: Result) -> str:
+    clips = [path for path in last.clips if path.is_file()]
+    embeds = sum(path.stat().st_size for path in clips) <= LARGEST_EMBEDDED
+    figures = "".join(_figure(path, place, embeds) for path in clips)
     return f'<h3>Clips of step {last.step:,}</h3><div class="clips">{figures}</div>'
 
 
-def _figure(path: Path, root: Path, embeds: bool) -> str:
-    link = html.escape(os.path.relpath(path, root))
-    source = f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}" if embeds else link
-    tag = (
-        f'<video src="{source}" autoplay muted loop playsinline controls></video>'
-        if path.suffix == ".mp4"
-        else f'<img src="{source}" alt="{html.escape(path.stem)}">'
-    )
+def _figure(path: Path, place: Path, embeds: bool) -> str:
+    link = html.escape(os.path.relpath(path, place))
+    source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}" if embeds else link
+    tag = f'<video src="{source}" autoplay muted loop playsinline controls></video>'
     return f'<div class="card">{tag}<p class="soft"><a href="{link}">{html.escape(path.name)}</a></p></div>'
 
 

@@ -138,10 +138,11 @@ def test_small_clips_of_the_last_validation_lie_in_the_page_and_large_ones_are_l
     for step, size in ((6, 10), (12, 200)):
         folder = run_folder / "validation" / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(json.dumps({"mean": {"psnr": 20.0 + step, "name": "x"}, "clips": [1]}))
+        told = {"step": step, "identity": "x", "seconds": 1.0, "finished": STARTED, "per_clip": {"clip": {}}}
+        (folder / "metrics.json").write_text(json.dumps(told | {"mean": {"model": {"psnr": 20.0 + step}}}))
         (folder / "clip.mp4").write_bytes(b"0" * size)
     page = Balanced(write_summary(run_folder).read_text())
-    assert "mean/psnr" in page.words
+    assert "psnr" in page.words
     assert "Clips of step 12" in page.words
     assert sum(link.startswith("data:video/mp4;base64,MDAw") for link in page.links) == 1
 
