@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.callbacks.metrics_file import read_lines
+from training.callbacks.metrics_file import Tail, read_lines
 from training.callbacks.progress import Progress
+from training.callbacks.sessions import FILE as SESSIONS
 from training.checkpoint import RunFolder
 from training.config import Run
 
@@ -35,10 +36,14 @@ def _watch(run: Run, stop: threading.Event) -> None:
     progress = Progress(run.recipe.optimization.steps, run.recipe.records.log_every)
     path = RunFolder(run.out).metrics
     logger.info("starting %d workers", run.recipe.workers.num_workers)
-    before = _changed(path)
+    before, sessions = _changed(path), Tail(run.out / SESSIONS)
+    sessions.read(most=1 << 30)  # those of earlier commands
     seen, stopping = -1, False
     while not stopping:
         stopping = stop.wait(POLL_SECONDS)
+        for event in sessions.read():
+            if event["event"] == "start" and seen >= 0:
+                logger.warning("started again from step %d with %d workers", event["step"], event["workers"])
         if _changed(path) == before:
             continue  # nothing new, or the workers are still on their way
         before = _changed(path)

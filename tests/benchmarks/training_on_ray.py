@@ -148,6 +148,7 @@ def _measure(run: Run, settings: argparse.Namespace, kill_at: int = 0) -> tuple[
         return [line for line in read_lines(metrics) if line["step"] <= settings.steps], first, cost
     finally:
         _end(process)
+        shutil.rmtree(run.out / "checkpoints", ignore_errors=True)  # tens of GB each
 
 
 def _kill_a_worker(
@@ -216,7 +217,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _compare(folder: Path, base: Path, data: Path, settings: argparse.Namespace, workers: int) -> None:
-    straight, _, _ = _measure(_run(folder / f"straight-{workers}", base, data, settings, workers), settings)
+    straight_run = _run(folder / f"straight-{workers}", base, data, settings, workers)
+    checkpoints = replace(straight_run.recipe.checkpoints, checkpoint_every=10**9)
+    straight_run = replace(straight_run, recipe=replace(straight_run.recipe, checkpoints=checkpoints))
+    straight, _, _ = _measure(straight_run, settings)
     broken_run = _run(folder / f"killed-{workers}", base, data, settings, workers)
     broken, _, cost = _measure(broken_run, settings, settings.kill_at_step)
     print(
