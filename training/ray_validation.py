@@ -9,7 +9,7 @@ from training.config import Run
 
 
 class RayTask:
-    """Samples in a task with the GPUs that the recipe gives it, or on CPUs at the lowest priority."""
+    """Samples in a task with the GPUs that the recipe gives it, or on CPUs at a low priority."""
 
     def __init__(self):
         self._running: Any = None
@@ -50,7 +50,7 @@ def _sample(values: dict[str, Any], step: int) -> None:
     run = Run.from_dict(values)
     if not run.recipe.validation.validation_gpus:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        os.nice(19)
+        os.nice(10)
     from training.validation_sampling import sample
 
     sample(run, step)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
@@ -51,7 +51,7 @@ class Sampler(Protocol):
 
 
 class ChildProcess:
-    """Samples in a process of this machine, at the lowest priority."""
+    """Samples in a process of this machine, at a low priority."""
 
     def __init__(self):
         self._child: subprocess.Popen[bytes] | None = None
@@ -64,7 +64,7 @@ class ChildProcess:
         words = [sys.executable, "-m", "training.validation_sampling", str(run.out), str(step)]
         with self._log.open("wb") as log:
             self._child = self._open(words, run, log)
-        os.setpriority(os.PRIO_PROCESS, self._child.pid, 19)
+        os.setpriority(os.PRIO_PROCESS, self._child.pid, 10)
 
     @staticmethod
     def _open(words: list[str], run: Run, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -177,11 +177,16 @@ class Validator:
         )
 
     def _renew(self) -> None:
+        """Marks anew what is held, and drops what was set aside (a restart may go back beyond it)."""
+        for step, folder in list(self._waiting.items()):
+            if not (folder / on_disk.COMPLETE).is_file():
+                del self._waiting[step]
         if time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._renewed = time.monotonic()
         for folder in (*self._waiting.values(), *([self._current[1]] if self._current else [])):
-            leases.hold(folder)
+            with suppress(FileNotFoundError):
+                leases.hold(folder)
 
     def _start_next(self) -> None:
         if self._current is None and self._waiting:
