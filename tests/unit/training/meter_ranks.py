@@ -1,4 +1,4 @@
-"""One of two workers that meter a step together: `python meter_ranks.py RANK SEQUENCE_PARALLEL STORE OUT`."""
+"""One of two workers that meter a step apart, then one whose clips they share: `python meter_ranks.py RANK OUT`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,14 @@ def batch_of(timesteps: list[int], frames: int) -> Batch:
     return Batch(clip, clip, clip, torch.zeros(len(timesteps), 3, 16), clip, torch.tensor(timesteps))
 
 
-def main(rank: int, sequence_parallel: int, store: str, out: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def main(rank: int, out: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=rank, world_size=2)
+    for sequence_parallel in (1, 2):
+        (out / f"{sequence_parallel}-{rank}.json").write_text(json.dumps(metered(rank, sequence_parallel)))
+
+
+def metered(rank: int, sequence_parallel: int) -> dict[str, float]:
+    """Of a step in which every worker passes two micro-batches through."""
     place = Place(rank, 2, torch.device("cpu"), sequence_parallel)
     tiny = tiny_on_cpu()
     recipe = replace(tiny, optimization=replace(tiny.optimization, batch_size=4 // sequence_parallel))
@@ -43,9 +49,8 @@ def main(rank: int, sequence_parallel: int, store: str, out: Path) -> None:
         for _ in step.fed(iter([batch])):
             step.add(batch, torch.tensor([loss]))
     engine: Any = SimpleNamespace(get_global_grad_norm=lambda: torch.tensor(2.0), skipped_steps=0)
-    metrics = step.metrics(engine, 0.1)
-    (out / f"{rank}.json").write_text(json.dumps(metrics))
+    return step.metrics(engine, 0.1)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

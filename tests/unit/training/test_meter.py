@@ -39,22 +39,21 @@ from training.trainer import train
 RANKS = Path(__file__).with_name("meter_ranks.py")
 
 
-def metered(sequence_parallel: int, folder: Path) -> list[dict[str, float]]:
-    """What each of two workers says of a step."""
-    folder.mkdir()
+def metered(folder: Path) -> dict[str, dict[str, float]]:
+    """What each of two workers says of two steps, as `SEQUENCE_PARALLEL-RANK`."""
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [str(sequence_parallel), str(folder / "store"), str(folder)]
+    command = [sys.executable, str(RANKS)]
     workers = [
-        subprocess.Popen([sys.executable, str(RANKS), str(rank), *command], env=environment, cwd=Path.cwd())
-        for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(folder)], env=environment, cwd=RANKS.parents[3]) for rank in range(2)
     ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 def test_two_workers_count_their_samples_once_and_a_shared_clip_once(tmp_path: Path):
-    apart, other = metered(1, tmp_path / "apart")
-    assert apart == other
+    found = metered(tmp_path)
+    apart, shared = found["1-0"], found["2-0"]
+    assert apart == found["1-1"]
     assert apart["loss"] == (1 + 3 + 1 + 7) / 4
     bins = {name: value for name, value in apart.items() if name.startswith("loss/")}
     assert bins == {"loss/t000-200": 2.0, "loss/t600-800": 1.0, "loss/t800-1000": 7.0}
@@ -63,7 +62,7 @@ def test_two_workers_count_their_samples_once_and_a_shared_clip_once(tmp_path: P
     assert (apart["samples_seen"], apart["epoch"]) == (20, 2.5)
     assert (apart["grad_norm"], apart["clipped"]) == (2.0, 1.0)
 
-    shared, _ = metered(2, tmp_path / "shared")
+    assert shared == found["2-1"]
     assert shared["loss"] == 2.0
     assert {name for name in shared if name.startswith("loss/")} == {"loss/t000-200"}
     assert shared["tokens_per_second"] * shared["step_seconds"] == pytest.approx((16 + 3) + (32 + 3))
