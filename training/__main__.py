@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     commands: dict[str, Callable[[list[str]], int]] = {
         "plan": _plan,
+        "data": _data,
         "convert": _convert,
         "evaluate": _evaluate,
         "attention": _attention,
@@ -73,6 +74,7 @@ def _overview() -> str:
         [
             "usage: python -m training RECIPE --data DATASET --out RUN [--field value ...]",
             "       python -m training plan RECIPE [--gpus N] [--gpu h200] [--json] [--field value ...]",
+            "       python -m training data RECIPE --data DATASET [--field value ...]",
             "       python -m training convert BASE --out FOLDER [--pose-control padaln] [--field value ...]",
             "       python -m training evaluate --model MODEL --data DATASET --out DIR",
             "       python -m training attention --model MODEL --image I --driving-video V --prompt P --out DIR",
@@ -134,6 +136,23 @@ def _plan(arguments: list[str]) -> int:
     if not result.fits:
         print(f"error: {result.refusal()}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m training data RECIPE --data DATASET [--field value ...]")
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    recipe = _recipe_named(arguments[0])
+
+    def command(data: Path, recipe: Recipe = recipe) -> tuple[Path, Recipe]:
+        """What a recipe makes of a data set folder: buckets, clips, hours, and what is left out."""
+        return data, recipe
+
+    data, recipe = tyro.cli(command, prog=f"python -m training data {arguments[0]}", args=arguments[1:], config=Quiet)
+    from training.data_table import data_table
+
+    print(data_table(recipe, data))
     return 0
 
 
