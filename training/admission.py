@@ -118,8 +118,8 @@ def check_device(recipe: Recipe, memory_gib: float, *, precomputed: bool) -> Non
 
 def check_host(recipe: Recipe, config: Mapping[str, Any], available: int) -> None:
     """Refuses offloaded states that this machine's memory cannot hold beside its workers."""
-    workers = _workers(recipe)
-    held = fitting.hold(recipe, config, workers, 1e6, Machine()).host_gb
+    held = fitting.hold(recipe, config, _workers(recipe), 1e6, Machine()).host_gb
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", _workers(recipe)))  # torchrun's on this machine, of several
     needed = workers * (held["optimizer states"] + held["moving average"] + held["process"])
     if needed * GB > HOST_SHARE * available:
         raise ConfigError(
