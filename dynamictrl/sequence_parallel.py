@@ -100,10 +100,17 @@ class SharedClip(WholeClip):
     def gather(self, patches_BSD: Tensor) -> Tensor:
         return _Gather.apply(patches_BSD, self._video, self._rank, self._name)  # pyright: ignore[reportReturnType]
 
-    def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, *, with_text: bool) -> Tensor:
-        """Attention of this rank's tokens among everybody's, [B, T, D]; queries and keys are of the same tokens."""
+    def attend(
+        self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, *, with_text: bool, heads_first: bool = False
+    ) -> Tensor:
+        """Attention of this rank's tokens among everybody's, [B, T, D]; queries and keys are of the same tokens.
+
+        `heads_first` as `JointAttention`'s.
+        """
         counts = self._joint if with_text else self._video
         q, k, v = self.to_heads(q_BTNK, k_BTNK, v_BTNK, counts)
+        if heads_first:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         return self.to_tokens(F.scaled_dot_product_attention(q, k, v), counts)
 
     def to_heads(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -140,7 +147,7 @@ class SharedJointAttention(JointAttention):
         self._clip = clip
 
     def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor) -> Tensor:
-        return self._clip.attend(q_BTNK, k_BTNK, v_BTNK, with_text=True)
+        return self._clip.attend(q_BTNK, k_BTNK, v_BTNK, with_text=True, heads_first=self.heads_first)
 
 
 class SharedCrossAttention:

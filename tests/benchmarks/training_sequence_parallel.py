@@ -264,9 +264,10 @@ def rank_main(options: argparse.Namespace) -> None:
     else:
         torch.set_num_threads(1)
     dist.init_process_group("nccl" if cuda else "gloo")
+    one = Rank(SHAPES[options.shape], device, options.recompute, not is_eager(options))
     if cuda:
-        _prefer_fastest(SHAPES[options.shape], dist.get_world_size(), device)
-    found = Rank(SHAPES[options.shape], device, options.recompute, not is_eager(options)).measure(options.steps)
+        _prefer_fastest(one)
+    found = one.measure(options.steps)
     if rank == 0:
         name = torch.cuda.get_device_name() if cuda else platform.processor() or "CPU"
         about = {"measured": vars(found), "on": name, "torch": torch.__version__}
@@ -278,22 +279,27 @@ def is_eager(options: argparse.Namespace) -> bool:
     return options.eager or options.device == "cpu"
 
 
-def _prefer_fastest(shape: Shape, ranks: int, device: Any) -> None:  # noqa: ANN401 - torch.device
-    """The kernel that the trainer would take; cuDNN and FlashAttention are timed at the rank's own shape."""
+def _prefer_fastest(rank: Rank) -> None:
+    """The kernel, and the order of its inputs, that the trainer would take: timed at the rank's own shape."""
     import torch
     import torch.distributed as dist
 
     from training import attention_kernels
 
-    heads = -(-shape.config["num_attention_heads"] // ranks)
-    best = attention_kernels.choose(
-        (1, heads, tokens_of(shape), shape.config["attention_head_dim"]), device, torch.bfloat16
-    )
-    choice = [best]
-    if ranks > 1:
-        dist.broadcast_object_list(choice, src=0, device=device)
-    if choice[0] is not None:
-        attention_kernels.prefer(choice[0])
+    config = rank.shape.config
+    heads = -(-config["num_attention_heads"] // rank.size)
+    shape = (1, heads, tokens_of(rank.shape), config["attention_head_dim"])
+    choice = [attention_kernels.choose(shape, rank.device, torch.bfloat16)]
+    if rank.size > 1:
+        dist.broadcast_object_list(choice, src=0, device=rank.device)
+    best = choice[0]
+    if best is None:
+        return
+    attention_kernels.prefer(best.kernel)
+    for block in rank.model.transformer_blocks:
+        block.attn1.processor.heads_first = best.heads_first
+    if dist.get_rank() == 0:
+        print(f"{rank.size} ranks, {heads} heads each: attention by {best}", flush=True)
 
 
 def run_group(options: argparse.Namespace, ranks: int, folder: Path) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Case:
     recompute: Recompute = "none"
     compiled: str = ""
     expert: bool = False
+    heads_first: bool = False
 
 
 CASES = {
@@ -60,7 +61,7 @@ CASES = {
     "learned positions": Case("1.0", latent_frames=4, changes=LEARNED, text=16),
     "fixed positions": Case("1.0", changes=SINCOS, text=16),
     "tokens that never divide": Case("1.0", height=10, latent_frames=1, text=3),
-    "recomputed": Case(recompute="all", batch=2),
+    "recomputed": Case(recompute="all", batch=2, heads_first=True),
     "recomputed but for attention": Case(control="cross_attention", recompute="attention"),
     "bfloat16": Case(dtype=torch.bfloat16),
     "expert encoder": Case(expert=True),
@@ -103,8 +104,9 @@ def share(model: nn.Module, case: Case, group: Any) -> nn.Module:  # noqa: ANN40
     """The same model, its tokens shared."""
     transformer: Any = model.transformer if case.expert else model
     transformer.share_tokens(group)
-    if case.compiled:
-        for block in transformer.transformer_blocks:
+    for block in transformer.transformer_blocks:
+        block.attn1.processor.heads_first = case.heads_first
+        if case.compiled:
             block.compile(backend=case.compiled, fullgraph=True)
     return model
 
