@@ -2,8 +2,8 @@
 
 The numbers are those of diffusers' `CogVideoXAttnProcessor2_0`, to the bit in eager mode; what lies where differs:
 
-* Heads stay inside a token's row, [B, T, N, K], until the attention itself takes a view: queries and keys are
-  normalised and turned where the projections wrote them, and the answer needs no copy to be projected.
+* Heads stay inside a token's row, [B, T, N, K], until the attention itself: queries and keys are normalised and turned
+  where the projections wrote them, and what turns them may write them in whichever order the attention reads best.
 * Text tokens are turned by an angle of zero instead of being cut off and written back, so a norm and a rotation are
   one pass over the queries (diffusers' slice assignment is a copy forward and two backward).
 * A pair of channels swaps places by one index, not by two strided halves that are stacked again.
@@ -26,6 +26,10 @@ Rotary = tuple[Tensor, Tensor]
 
 class JointAttention:
     """Attention processor: text and video tokens attend to each other, video tokens by their positions."""
+
+    heads_first = False
+    """Whether the attention gets each head's tokens side by side, [B, N, T, K], instead of each token's heads. The same
+    numbers; copies at both ends for a kernel that reads the faster."""
 
     def __call__(
         self,
@@ -53,6 +57,8 @@ class JointAttention:
     def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor) -> Tensor:
         """All tokens' attention among themselves, [B, T, N * K]."""
         q, k, v = (x.transpose(1, 2) for x in (q_BTNK, k_BTNK, v_BTNK))
+        if self.heads_first:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 

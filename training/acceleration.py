@@ -16,6 +16,7 @@ from torch import nn
 
 from dynamictrl.recomputation import Recompute
 from training import attention_kernels, float8, memory, sequence_groups, shapes
+from training.attention_kernels import Choice
 from training.config import Recipe
 from training.memory import Kept
 from training.parallel import Place
@@ -36,7 +37,7 @@ def prepare(transformer: nn.Module, recipe: Recipe, place: Place, *, precomputed
     if recipe.speed.deterministic:
         make_deterministic()
     sequence_groups.share(transformer, place)
-    _choose_attention(recipe, config, place)
+    _choose_attention(transformer, recipe, place)
     whole = "none" if recipe.speed.recompute == "none" or place.device.type != "cuda" else "cheap"
     set_recomputation(transformer, kept(recipe, config, place, precomputed=precomputed), whole)
     if recipe.speed.float8:
@@ -60,22 +61,24 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def _choose_attention(recipe: Recipe, config: Mapping[str, Any], place: Place) -> None:
+def _choose_attention(transformer: nn.Module, recipe: Recipe, place: Place) -> None:
     kernel = recipe.speed.attention_kernel
+    config: Mapping[str, Any] = transformer.config  # pyright: ignore[reportAssignmentType]
     if place.device.type != "cuda" or kernel == "default":
         return
-    if kernel == "auto":
-        ways = recipe.speed.sequence_parallel
-        heads = -(-config["num_attention_heads"] // ways)  # a rank has all tokens of some heads
-        micro = recipe.optimization.micro_batch_size
-        shape = (micro, heads, tokens(recipe, config) // micro, config["attention_head_dim"])
-        best = attention_kernels.choose(shape, place.device, _dtype(recipe))
-        kernel = _of_first_worker(best, place)
-    if kernel is not None:
-        attention_kernels.prefer(kernel)
+    heads = -(-config["num_attention_heads"] // recipe.speed.sequence_parallel)  # a rank has all tokens of some heads
+    micro = recipe.optimization.micro_batch_size
+    shape = (micro, heads, tokens(recipe, config) // micro, config["attention_head_dim"])
+    tried = ("cudnn", "flash", "efficient") if kernel == "auto" else (kernel,)
+    best = _of_first_worker(attention_kernels.choose(shape, place.device, _dtype(recipe), tried), place)
+    if best is None:
+        return
+    attention_kernels.prefer(best.kernel)
+    for block in _blocks(transformer):
+        block.attn1.processor.heads_first = best.heads_first
 
 
-def _of_first_worker(choice: str | None, place: Place) -> str | None:
+def _of_first_worker(choice: Choice | None, place: Place) -> Choice | None:
     """One choice for all workers: timings differ, and ranks that compute otherwise would train another model."""
     if place.size == 1:
         return choice

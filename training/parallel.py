@@ -1,6 +1,6 @@
 """One process among many: its device, its place, and the DeepSpeed engine around the transformer.
 
-All that knows DeepSpeed is here and in `checkpoint.py`. On the CPU it runs over gloo.
+All that knows DeepSpeed is here and in `checkpoints`. On the CPU it runs over gloo.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dynamictrl.errors import ConfigError
-from training import gradient_norms
+from training import gradient_norms, gradient_sums
 from training.config import Recipe
 from training.settings.workers import Workers
 
@@ -145,6 +145,7 @@ def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpe
         model=transformer, optimizer=optimizer, config=deepspeed_config(recipe, place.size)
     )
     gradient_norms.take_at_once(engine)
+    gradient_sums.write_once(engine)
     return engine
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from dynamictrl.positions import rotary_positions
 from dynamictrl.recomputation import Recompute, attention_operators
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
 from training import acceleration, attention_kernels, float8, parallel
+from training.attention_kernels import Choice
 from training.checkpoint import RunFolder
 from training.config import Recipe, Run
 from training.memory import Kept
 from training.parallel import Place
 from training.recipes import tiny_on_cpu
-from training.trainer import train
+from training.trainer import Trainer, train
 
 POLICIES: list[Recompute] = ["none", "cheap", "attention", "all"]
 
@@ -44,6 +46,10 @@ class AttentionCalls(TorchDispatchMode):
 def a_transformer(layers: int = 3, pose_control: str = "padaln") -> DynamiCtrlTransformer3DModel:
     torch.manual_seed(0)
     return tiny_transformer("1.5", pose_control, num_layers=layers).train()
+
+
+def blocks_of(model: DynamiCtrlTransformer3DModel) -> list[Any]:
+    return list(model.transformer_blocks)
 
 
 def predict(model: DynamiCtrlTransformer3DModel) -> Tensor:
@@ -86,7 +92,7 @@ def fresh_compiler() -> Iterator[None]:
 def test_every_policy_gives_the_same_bits(policy: Recompute):
     model = a_transformer()
     loss, gradients = learn(model)
-    for block in model.transformer_blocks:
+    for block in blocks_of(model):
         block.recompute = policy
     again, others = learn(model)
 
@@ -97,7 +103,7 @@ def test_every_policy_gives_the_same_bits(policy: Recompute):
 @pytest.mark.parametrize(("policy", "more"), [("none", 0), ("cheap", 0), ("attention", 0), ("all", 3)])
 def test_attention_runs_again_in_the_backward_pass_only_where_all_is_recomputed(policy: Recompute, more: int):
     model = a_transformer(layers=3)
-    for block in model.transformer_blocks:
+    for block in blocks_of(model):
         block.recompute = policy
     with AttentionCalls() as forward:
         loss = predict(model).square().mean()
@@ -111,7 +117,7 @@ def test_attention_runs_again_in_the_backward_pass_only_where_all_is_recomputed(
 def test_what_a_block_keeps_falls_from_policy_to_policy():
     def kept_bytes(policy: Recompute) -> int:
         model, held = a_transformer(), {}
-        for block in model.transformer_blocks:
+        for block in blocks_of(model):
             block.recompute = policy
 
         def keep(tensor: Tensor) -> Tensor:
@@ -187,7 +193,7 @@ def test_the_recipe_chooses_the_policy_of_each_block_and_auto_keeps_all_on_the_c
 
     def prepared(recompute: str) -> list[str]:
         acceleration.prepare(model, replace(recipe, speed=replace(recipe.speed, recompute=recompute)), place)
-        return [block.recompute for block in model.transformer_blocks]
+        return [block.recompute for block in blocks_of(model)]
 
     assert prepared("all") == ["all"] * 3
     assert prepared("attention") == ["attention"] * 3
@@ -207,10 +213,22 @@ def test_the_fastest_attention_kernel_is_chosen_of_those_that_run():
     shape = (1, 2, 64, 16)
     times = attention_kernels.probe(shape, torch.device("cpu"), torch.float32, ("cudnn", "flash", "math"))
 
-    assert set(times) == {"flash", "math"}  # cuDNN has no CPU
+    ran = {Choice(kernel, heads_first) for kernel in ("flash", "math") for heads_first in (False, True)}
+    assert set(times) == ran  # cuDNN has no CPU
     assert all(took > 0 for took in times.values())
-    assert attention_kernels.fastest({"flash": 0.048, "cudnn": 0.031, "efficient": 0.123}) == "cudnn"
+    tokens_first, heads_first = Choice("cudnn", False), Choice("cudnn", True)
+    assert attention_kernels.fastest({tokens_first: 0.034, heads_first: 0.031, Choice("flash", False): 0.048}) == (
+        heads_first
+    )
     assert attention_kernels.fastest({}) is None
+
+
+def test_attention_with_heads_first_gives_the_same_numbers():
+    model = a_transformer()
+    wanted = learn(model)
+    for block in blocks_of(model):
+        block.attn1.processor.heads_first = True
+    assert_same(learn(model), wanted)
 
 
 def test_a_preferred_kernel_comes_first_and_the_others_stay_for_where_it_cannot_run():
@@ -271,6 +289,30 @@ def test_an_optimizer_in_groups_learns_what_one_group_learns(
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_one_micro_batch_are_copied_into_their_sums_and_of_several_added(
+    tiny_model: Path, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from training import gradient_sums
+
+    small = tiny_on_cpu()
+    recipe = replace(
+        small,
+        model=replace(small.model, base=str(tiny_model)),
+        workers=replace(small.workers, precision="bf16"),
+        optimization=replace(small.optimization, steps=2, batch_size=2, micro_batch_size=2),
+    )
+    norms = []
+    for name, copies in (("copied", gradient_sums.write_once), ("added", lambda engine: False)):
+        monkeypatch.setattr(gradient_sums, "write_once", copies)
+        run = Run(name="sums", data=small_dataset, out=tmp_path / name, recipe=recipe)
+        run.out.mkdir()
+        trainer = Trainer(run, parallel.join(recipe), [], None)
+        norms.append([(step["loss"], step["grad_norm"]) for step in map(trainer.step, range(2))])
+        assert ("_add_to_grad_partition_buffer" in vars(trainer._engine.optimizer)) == (name == "copied")
+
+    assert norms[0] == norms[1]
 
 
 def weights_of(model: Path) -> dict[str, Tensor]:
