@@ -14,7 +14,8 @@ from typing import Any
 from dynamictrl.errors import ConfigError
 from training import shapes
 from training.config import Recipe
-from training.memory import Kept, is_compiled
+from training.memory import Kept
+from training.tensor_counts import is_compiled
 
 
 @dataclass(frozen=True)

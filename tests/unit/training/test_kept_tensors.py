@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
-from training import memory
+from training import tensor_counts
 
 WIDTH, TOKENS, TEXT = 256, 1024, 32
 COMPILED = "aot_eager_decomp_partition"
@@ -16,10 +16,10 @@ COMPILED = "aot_eager_decomp_partition"
 @pytest.mark.parametrize(
     ("backend", "policy", "expected"),
     [
-        (None, "none", memory.WHOLE_TENSORS_EAGER),
-        (COMPILED, "none", memory.WHOLE_TENSORS_COMPILED),
-        (COMPILED, "cheap", memory.CHEAP_TENSORS),
-        (COMPILED, "attention", memory.ATTENTION_TENSORS),
+        (None, "none", tensor_counts.WHOLE_TENSORS_EAGER),
+        (COMPILED, "none", tensor_counts.WHOLE_TENSORS_COMPILED),
+        (COMPILED, "cheap", tensor_counts.CHEAP_TENSORS),
+        (COMPILED, "attention", tensor_counts.ATTENTION_TENSORS),
     ],
 )
 def test_a_block_keeps_as_many_tensors_as_memory_counts_with(backend: str | None, policy: str, expected: int):
