@@ -7,7 +7,6 @@ of a step of 2.9 on an H200). A norm that is not finite says the same, and one c
 
 from __future__ import annotations
 
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
