@@ -232,8 +232,9 @@ def _record_the_rest(tracked: TrackedRun, run: Run) -> None:
                 for line in rest
             ),
         )
-    if (run.out / provenance.ENVIRONMENT).is_file():
-        client.log_artifact(tracked.run_id, str(run.out / provenance.ENVIRONMENT))
+    for name in (provenance.ENVIRONMENT, "summary.html"):
+        if (run.out / name).is_file():
+            client.log_artifact(tracked.run_id, str(run.out / name))
 
 
 def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
