@@ -2,7 +2,7 @@
 
 Pure arithmetic: what DeepSpeed 0.19.8 allocates and when (`deepspeed/runtime/zero/stage_1_and_2.py`, `stage3.py`,
 `bf16_optimizer.py`), and counts of [tokens, width] tensors that a block keeps (`tensor_counts`).
-Four moments are compared: the encoding of a clip, the backward pass block by block (kept tensors shrink while
+Three moments are compared: the encoding of a clip, the backward pass block by block (kept tensors shrink while
 gradients grow), and the optimizer's step.
 """
 
