@@ -28,7 +28,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str,
 def test_loss_and_gradients_are_one_processs(differences: dict[int, dict[str, dict[str, float]]], ranks: int):
     assert len(differences[ranks]) > 10
     for case, found in differences[ranks].items():
-        tolerance = 1e-1 if case == "bfloat16" else 1e-4
+        tolerance = 2e-1 if case == "bfloat16" else 1e-4
         wrong = {name: value for name, value in found.items() if not value < tolerance}
         assert wrong == {}, case
         assert found["loss"] < (1e-2 if case == "bfloat16" else 1e-6), case
