@@ -41,9 +41,9 @@ def launch(run: Run) -> Path:
         return _follow(run)
     if not is_finished(run):
         admission.admit(run, precomputed=encoded)
+    validation_checks.check(run, [entry.key for entry in index.entries])
     folder.claim(run, index.fingerprint)
     index.keep(run.out)
-    validation_checks.check(run)
     logger.info("%d clips of %s; run folder %s", len(index.entries), run.data, run.out)
     tracked = tracking.open_run(run)
     if not is_finished(run):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from dynamictrl.errors import ConfigError, DatasetError
 from training.config import Run
-from training.data import build_index
 from training.validation_sampling import sampled_clips
 
 logger = logging.getLogger(__name__)
@@ -17,9 +17,10 @@ SHA_IN_KEY = 16
 """Digits at the head of a clip's key that stand for its source, before a dash (as curation names clips)."""
 
 
-def check(run: Run) -> None:
+def check(run: Run, trained: Collection[str]) -> None:
     """ConfigError where validation data is missing, no data set, too short, or trained on; where GPUs are lacking.
 
+    `trained` are the keys of the clips that the run trains on.
     Clips of the same source as trained ones are warned of: they measure memory, not skill.
     """
     settings = run.recipe.validation
@@ -33,12 +34,11 @@ def check(run: Run) -> None:
         raise ConfigError(f"validation_data: {problem}", code=problem.code, param="validation_data") from problem
     if len(entries) < settings.validation_clips:
         logger.warning("validation_data has %d clips of the %d wanted", len(entries), settings.validation_clips)
-    _check_apart(run, data, {entry.key for entry in entries})
+    _check_apart(run, data, {entry.key for entry in entries}, set(trained))
     _check_gpus(run)
 
 
-def _check_apart(run: Run, data: Path, keys: set[str]) -> None:
-    trained = {entry.key for entry in build_index(run.data, run.recipe.clips).entries}
+def _check_apart(run: Run, data: Path, keys: set[str], trained: set[str]) -> None:
     shared = sorted(keys & trained)
     if shared or data.resolve() == run.data.resolve():
         raise ConfigError(

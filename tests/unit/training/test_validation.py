@@ -17,6 +17,7 @@ from training import leases, validation_checks
 from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
+from training.data import build_index
 from training.recipes import tiny_on_cpu
 from training.settings.validation import Validation
 from training.validation import Validator
@@ -53,6 +54,11 @@ def recipe(tiny_model: Path, held_out: Path) -> Recipe:
             validation_wait_minutes=8,
         ),
     )
+
+
+def check(run: Run) -> None:
+    """As `launch` does it."""
+    validation_checks.check(run, [entry.key for entry in build_index(run.data, run.recipe.clips).entries])
 
 
 def run_of(recipe: Recipe, data: Path, out: Path) -> Run:
@@ -186,18 +192,18 @@ def test_validation_data_that_cannot_serve_is_refused_before_the_start(
         told = replace(recipe.validation, validation_data=data)
         return run_of(replace(recipe, validation=told, **changes), small_dataset, tmp_path / "run")  # pyright: ignore
 
-    validation_checks.check(run_of(recipe, small_dataset, tmp_path / "run"))
+    check(run_of(recipe, small_dataset, tmp_path / "run"))
     with pytest.raises(ConfigError, match="there is no validation_data"):
         Validation(validate_every=5)
     with pytest.raises(ConfigError, match="shares clips") as caught:
-        validation_checks.check(with_data(small_dataset))
+        check(with_data(small_dataset))
     assert caught.value.code == "validation_overlaps"
     with pytest.raises(ConfigError, match=r"no dataset\.json"):
-        validation_checks.check(with_data(tmp_path))
+        check(with_data(tmp_path))
     data = recipe.validation.validation_data
     assert data is not None
     with pytest.raises(ConfigError, match="no clip"):
-        validation_checks.check(with_data(data, clips=replace(recipe.clips, num_frames=49)))
+        validation_checks.check(with_data(data, clips=replace(recipe.clips, num_frames=49)), [])
 
 
 def test_clips_of_a_video_that_is_trained_on_are_warned_of(
@@ -212,6 +218,6 @@ def test_clips_of_a_video_that_is_trained_on_are_warned_of(
         shards.write_json(root / "dataset.json", {"schema_version": shards.SCHEMA_VERSION, "recipe": "tests"})
         roots.append(root)
     told = replace(recipe.validation, validation_data=roots[1], validation_clips=1)
-    validation_checks.check(run_of(replace(recipe, validation=told), roots[0], tmp_path / "run"))
+    check(run_of(replace(recipe, validation=told), roots[0], tmp_path / "run"))
 
     assert "1 of 1 validation clips are of videos that are trained on" in caplog.text
