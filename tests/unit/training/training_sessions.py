@@ -121,7 +121,6 @@ def _kill_at(phase: str, mine: bool) -> None:
     places: Mapping[str, tuple[object, str, bool]] = {
         "before": (Saver, "_take", False),
         "shards": (writing, "write_state", True),
-        "part": (writing.Writing, "_make_whole", False),
         "marker": (on_disk, "seal", False),
         "named": (on_disk, "seal", True),
         "pruning": (on_disk.shutil, "rmtree", False),
