@@ -98,7 +98,7 @@ def _start(options: dict[str, Any]) -> None:
     """Ray gives its own processes 30 s to start, too little on a busy machine: so more than one try."""
     import ray
 
-    for last in (False, False, True):
+    for last in (False, False, False, False, True):
         try:
             ray.init(**options)
             return

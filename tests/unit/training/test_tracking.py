@@ -129,6 +129,7 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *where],
             start_new_session=True,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven more processes
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
