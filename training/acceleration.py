@@ -71,6 +71,8 @@ def _choose_attention(transformer: nn.Module, recipe: Recipe, place: Place) -> N
     shape = (micro, heads, tokens(recipe, config) // micro, config["attention_head_dim"])
     tried = ("cudnn", "flash", "efficient") if kernel == "auto" else (kernel,)
     best = _of_first_worker(attention_kernels.choose(shape, place.device, _dtype(recipe), tried), place)
+    if best is None and kernel != "auto":
+        best = Choice(kernel, heads_first=False)  # not to be timed at this size, as `math` is not, but asked for
     if best is None:
         return
     attention_kernels.prefer(best.kernel)

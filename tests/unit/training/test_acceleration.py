@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -313,6 +313,28 @@ def test_gradients_of_one_micro_batch_are_copied_into_their_sums_and_of_several_
         assert ("_add_to_grad_partition_buffer" in vars(trainer._engine.optimizer)) == (name == "copied")
 
     assert norms[0] == norms[1]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_every_policy_learns_the_same_under_deepspeed(
+    tiny_model: Path, small_dataset: Path, tmp_path: Path, zero_stage: Literal[2, 3]
+):
+    small = tiny_on_cpu()
+    courses = []
+    for policy in ("none", "attention", "all"):
+        recipe = replace(
+            small,
+            model=replace(small.model, base=str(tiny_model)),
+            workers=replace(small.workers, zero_stage=zero_stage),
+            speed=replace(small.speed, recompute=policy),
+        )
+        run = Run(name="policy", data=small_dataset, out=tmp_path / policy, recipe=recipe)
+        run.out.mkdir()
+        trainer = Trainer(run, parallel.join(recipe), [], None)
+        courses.append([(step["loss"], step["grad_norm"]) for step in map(trainer.step, range(2))])
+
+    assert courses[1] == courses[0]
+    assert courses[2] == courses[0]
 
 
 def weights_of(model: Path) -> dict[str, Tensor]:
