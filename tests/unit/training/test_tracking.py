@@ -82,6 +82,21 @@ def test_every_setting_is_on_record_and_another_number_of_workers_does_not_open_
     assert {"seed", "speed.recompute", "checkpoints.checkpoint_every", "watch.timestep_bins"} <= set(params)
 
 
+def test_what_a_dead_server_missed_is_on_record_at_the_end_once(small_dataset: Path, tmp_path: Path):
+    run = a_run(small_dataset, tmp_path / "run")
+    tracked, client = opened(run), opened(run).client()
+    tracking.log_steps(client, tracked.run_id, [(step, step, {"loss": float(step)}) for step in (1, 2, 3)])
+    lines = [{"step": step, "time": float(step), "loss": float(step)} for step in range(1, 7)]
+    (run.out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.out / "model").mkdir()
+
+    assert tracking.finish(tracked, run, run.out / "model") == "1"
+    assert tracking.finish(tracked, run, run.out / "model") == "1"
+
+    assert [metric.step for metric in client.get_metric_history(tracked.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert client.get_run(tracked.run_id).info.status == "FINISHED"
+
+
 def test_the_environment_names_what_shaped_the_numbers():
     told = provenance.environment()
 
@@ -170,6 +185,7 @@ def when(happened: Callable[[], bool], then: Callable[[], None]) -> threading.Th
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_tracking_server_that_dies_costs_neither_training_nor_a_step_of_the_record(
     server: Server,
     tiny_model: Path,
