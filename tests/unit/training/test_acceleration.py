@@ -286,7 +286,8 @@ def test_an_optimizer_in_groups_learns_what_one_group_learns(
         for number in range(2):
             trainer.step(number)
         weights.append(parallel.gather_weights(trainer._engine))
-        assert (len(trainer._engine.optimizer.param_groups) > 1) == (elements == 10_000)
+        optimizer: Any = trainer._engine.optimizer
+        assert (len(optimizer.param_groups) > 1) == (elements == 10_000)
 
     one, several = weights
     assert one is not None
