@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.training_kernels import kernel_times, print_kernel_times
 from tests.benchmarks.training_pieces import SHAPES, Shape, recipe_for, with_speed, write_base, write_data
 
 ROOT = Path(__file__).parents[2]
@@ -53,18 +54,6 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """By name, what differs from the settings' defaults."""
 
-KINDS: dict[str, str] = {
-    "compiled elementwise": r"^triton_(?!tem)",  # their names tell what they were fused from, attention too
-    "attention": r"cudnn.*sdpa|sdpa|flash|fmha|attention|mha",
-    "GEMM": r"gemm|cutlass.*(_tn|_nt|_nn)|nvjet|cublas|sm90_xmma|wgmma|matmul|addmm",
-    "communication": r"nccl",
-    "optimizer": r"adam|FusedAdam|multi_tensor|foreach",
-    "copies": r"memcpy|memset|copy|CatArray",
-    "sums and norms": r"reduce_kernel|norm",
-    "other elementwise": r"elementwise|vectorized",
-}
-"""Kernel groups of the profile, by their names; the first that matches counts."""
-
 COLUMNS = (
     ("way", "{way:<16}"), ("workers", "{workers:>3}"), ("step s", "{seconds:>7.3f}"), ("MFU %", "{mfu:>6.1f}"),
     ("HFU %", "{hfu:>6.1f}"), ("tok/s", "{tokens_per_second:>8.0f}"), ("stall %", "{stall:>6.2f}"),
@@ -79,6 +68,7 @@ def main() -> None:
         measure(args)
         return
     folder = Path(args.work or tempfile.mkdtemp(prefix="training-speed-"))
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"{args.shape} on {_machine(args.device)}, {args.steps} steps after {args.warmup}, in {folder}", flush=True)
     started = time.perf_counter()
     _run_child(args, folder, "prepare", 1)
@@ -91,7 +81,7 @@ def main() -> None:
             rows.append(row)
             print(_line(row), flush=True)
             if "profile" in row:
-                _print_profile(row["profile"])
+                print_kernel_times(row["profile"])
     _compare(rows)
     if args.out:
         Path(args.out).write_text(json.dumps(rows, indent=1) + "\n")
@@ -224,7 +214,7 @@ def measure(args: argparse.Namespace) -> None:
     row |= {"first_step_seconds": first, "all_seconds": taken, "last_metrics": steps[-1]}
     row |= _facts(trainer, recipe, shape, place, steps[args.warmup :], taken[args.warmup :])
     if args.profile:
-        row["profile"] = _profile(trainer, args.device, args.warmup + args.steps)
+        row["profile"] = kernel_times(trainer, args.device, args.warmup + args.steps)
     if place.is_first:
         temporary = folder / "row.tmp"
         temporary.write_text(json.dumps(row))
@@ -312,39 +302,6 @@ def _planned(recipe: Any, config: Mapping[str, Any], workers: int, kept: Any) ->
         print(f"no plan for this: {problem!r}", flush=True)
         return {"plan_seconds": float("nan"), "plan_gib": float("nan")}
     return {"plan_seconds": told.seconds, "plan_gib": told.peak_gib}
-
-
-def _profile(trainer: Any, device: str, number: int) -> dict[str, Any]:
-    """Milliseconds of two steps by group of kernels, and the longest kernels."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CUDA] if device == "cuda" else [ProfilerActivity.CPU]
-    started = time.perf_counter()
-    with profile(activities=activities) as profiler:
-        for extra in range(2):
-            trainer.step(number + extra)
-        _synchronize(device)
-    wall = 1e3 * (time.perf_counter() - started)
-    kernels = []
-    for event in profiler.key_averages():
-        spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
-        if spent > 0:
-            kernels.append((event.key, spent / 1e3, event.count))
-    kernels.sort(key=lambda kernel: -kernel[1])
-    groups = dict.fromkeys([*KINDS, "other"], 0.0)
-    for name, spent, _ in kernels:
-        groups[next((kind for kind, words in KINDS.items() if re.search(words, name, re.IGNORECASE)), "other")] += spent
-    return {"wall_ms": wall, "groups_ms": groups, "longest": kernels[:45]}
-
-
-def _print_profile(found: dict[str, Any]) -> None:
-    total = sum(found["groups_ms"].values())
-    print(f"  two steps under the profiler: {found['wall_ms']:.0f} ms, kernels {total:.0f} ms; of one step:")
-    for name, spent in sorted(found["groups_ms"].items(), key=lambda entry: -entry[1]):
-        print(f"    {name:<22}{spent / 2:>9.1f} ms {100 * spent / max(total, 1e-9):>6.1f} %")
-    for name, spent, count in found["longest"]:
-        print(f"      {spent / 2:>8.2f} ms {count / 2:>7.1f} x  {name[:150]}")
-    sys.stdout.flush()
 
 
 def _line(row: dict[str, Any]) -> str:
