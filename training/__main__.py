@@ -129,7 +129,7 @@ def _plan(arguments: list[str]) -> int:
 
     fields = [argument for argument in arguments[1:] if argument != "--json"]
     hardware, recipe = tyro.cli(command, prog=f"python -m training plan {arguments[0]}", args=fields, config=Quiet)
-    from training.plan import plan
+    from training.planning.plan import plan
 
     result = plan(recipe, hardware)
     print(json.dumps(result.to_dict(), indent=1) if "--json" in arguments else result.text())
@@ -150,7 +150,7 @@ def _data(arguments: list[str]) -> int:
         return data, recipe
 
     data, recipe = tyro.cli(command, prog=f"python -m training data {arguments[0]}", args=arguments[1:], config=Quiet)
-    from training.data_table import data_table
+    from training.samples.data_table import data_table
 
     print(data_table(recipe, data))
     return 0
@@ -175,7 +175,7 @@ def _export(arguments: list[str]) -> int:
     if not run:
         print("usage: python -m training export RUN --out FOLDER: name a run folder", file=sys.stderr)
         return 2
-    from training.export import export_checkpoint
+    from training.release.export import export_checkpoint
 
     print(f"the model is {export_checkpoint(Path(run), settings)}")
     return 0

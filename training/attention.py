@@ -113,7 +113,7 @@ def study(settings: AttentionStudy) -> Path:
 
 def _shape(settings: AttentionStudy) -> dict[str, int]:
     from training.evaluate import trained_at
-    from training.plan import check_shape
+    from training.planning.plan import check_shape
 
     trained = trained_at(weights.resolve(settings.model))
     asked = {"height": settings.height, "width": settings.width, "num_frames": settings.num_frames}

@@ -24,8 +24,8 @@ from dynamictrl import weights
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.shards import read_sample, write_json
 from dynamictrl.windows import Window, WindowPixels, read_window
-from training.data import Entry, build_index
-from training.plan import check_shape
+from training.planning.plan import check_shape
+from training.samples.data import Entry, build_index
 from training.settings.clips import Clips
 from training.settings.evaluation import Evaluation
 from training.settings.workers import Device
@@ -149,7 +149,7 @@ def load_pipeline(model: str, device: Device) -> DynamiCtrlPipeline:
     import torch
 
     from dynamictrl.animation import DynamiCtrlPipeline
-    from training.starting_weights import quiet_loading
+    from training.engine.starting_weights import quiet_loading
 
     quiet_loading()
     if device == "cuda" and not torch.cuda.is_available():

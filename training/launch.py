@@ -10,16 +10,18 @@ from pathlib import Path
 
 from dynamictrl import weights
 from dynamictrl.errors import ConfigError
-from training import admission, model_card, provenance, tracking, validation, validation_checks
-from training.buckets import check_sizes
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Run
-from training.data import index_of
+from training.engine.sequence_groups import check_heads
 from training.lora import check_base
-from training.plan import base_config
-from training.sequence_groups import check_heads
+from training.planning import admission
+from training.planning.plan import base_config
+from training.release import model_card, provenance, tracking
+from training.run_folder import RunFolder
+from training.samples.buckets import check_sizes
+from training.samples.data import index_of
 from training.summary.page import write_after
+from training.validating import validation, validation_checks
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def is_finished(run: Run) -> bool:
 
 def _train(run: Run, tracked: tracking.TrackedRun | None) -> None:
     if run.recipe.workers.num_workers > 0 and not _in_group():
-        from training.ray_launcher import train_on_ray
+        from training.cluster.ray_launcher import train_on_ray
 
         train_on_ray(run, tracked)
         return
@@ -150,7 +152,7 @@ def _train(run: Run, tracked: tracking.TrackedRun | None) -> None:
 def _validate(run: Run, tracked: tracking.TrackedRun | None) -> None:
     """What a session that was stopped after the training has left to validate."""
     if run.recipe.workers.num_workers > 0 and not _in_group():
-        from training.ray_launcher import validate_on_ray
+        from training.cluster.ray_launcher import validate_on_ray
 
         validate_on_ray(run, tracked)
         return

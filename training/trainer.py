@@ -15,18 +15,19 @@ import torch
 
 from dynamictrl.errors import DynamiCtrlError
 from dynamictrl.objective import Schedule
-from training import acceleration, export, parallel, starting_weights, step
 from training.callbacks import Callback
-from training.checkpoint import RunFolder
+from training.checkpoints.ema import MovingAverage
 from training.checkpoints.notice import IsLeaving
+from training.checkpoints.saver import Saver
 from training.config import Run
-from training.ema import MovingAverage
-from training.feed import Feed
-from training.guard import Guard
-from training.meter import Meter, StepMeter
-from training.parallel import Place
-from training.saver import Saver
-from training.trace import Trace
+from training.engine import acceleration, parallel, starting_weights, step
+from training.engine.parallel import Place
+from training.release import export
+from training.run_folder import RunFolder
+from training.samples.feed import Feed
+from training.watching.guard import Guard
+from training.watching.meter import Meter, StepMeter
+from training.watching.trace import Trace
 
 logger = logging.getLogger(__name__)
 

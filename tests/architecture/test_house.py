@@ -65,7 +65,7 @@ def test_stages_and_the_method_import_ray_nowhere_but_at_their_edges():
                 names = [node.module]
             if any(n == "ray" or n.startswith("ray.") for n in names):
                 importers.add(str(path.relative_to(ROOT)))
-    assert {name for name in importers if not name.startswith("training/ray_")} <= edges
+    assert {name for name in importers if not name.startswith("training/cluster/")} <= edges
 
 
 def test_only_its_own_process_may_import_the_dwpose_package():

@@ -33,6 +33,8 @@ HELP = [
     ("training", "plan", "--help"),
     ("training", "convert", "--help"),
     ("training", "attention", "--help"),
+    ("training", "export", "--help"),
+    ("training", "summary", "--help"),
     ("serving", "--help"),
     ("serving", "up", "--help"),
     ("serving", "animate", "--help"),

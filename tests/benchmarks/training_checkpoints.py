@@ -25,13 +25,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training import parallel
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
+from training.checkpoints.saver import Saver
 from training.config import Recipe
-from training.parallel import Place
+from training.engine import parallel
+from training.engine.parallel import Place
 from training.recipes import tiny_on_cpu
-from training.saver import Saver
+from training.run_folder import RunFolder
 
 WIDTH = 3072
 

@@ -30,12 +30,13 @@ import torch
 
 from dynamictrl import shards
 from tests.benchmarks.training_pieces import SHAPES, Shape, recipe_for, write_base, write_data
-from training import shard_scan, starting_weights
-from training.batches import Batch
 from training.config import Run
-from training.data import build_index
-from training.feed import Feed
-from training.parallel import Place
+from training.engine import starting_weights
+from training.engine.parallel import Place
+from training.samples import shard_scan
+from training.samples.batches import Batch
+from training.samples.data import build_index
+from training.samples.feed import Feed
 from training.settings.clips import Clips
 
 PRODUCT = 8192

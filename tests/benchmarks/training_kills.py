@@ -211,7 +211,7 @@ def differences(out: Path, whole: Path) -> list[str]:
 
 
 def mlflow_runs(out: Path) -> int:
-    from training.tracking import TrackedRun
+    from training.release.tracking import TrackedRun
 
     client = TrackedRun(**json.loads((out / "mlflow.json").read_text())).client()
     return len(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))

@@ -119,7 +119,7 @@ def _run(out: Path, base: Path, data: Path, settings: argparse.Namespace, worker
 def _train(file: Path) -> None:
     import logging
 
-    from training.ray_launcher import train_on_ray
+    from training.cluster.ray_launcher import train_on_ray
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     train_on_ray(Run.from_dict(json.loads(file.read_text())), None)

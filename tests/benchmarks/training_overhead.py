@@ -37,7 +37,7 @@ from training.callbacks.mlflow_log import MlflowLog
 from training.callbacks.progress import Progress
 from training.callbacks.sessions import Sessions
 from training.config import Recipe, Run
-from training.tracking import TrackedRun
+from training.release.tracking import TrackedRun
 from training.trainer import train
 
 WARM_UP = 5

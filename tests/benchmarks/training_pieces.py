@@ -18,7 +18,7 @@ import torch
 from dynamictrl import encodings, shards
 from dynamictrl.encodings import EncodedBy, Encodings, folder_hash
 from training.config import Recipe
-from training.data import Order
+from training.samples.data import Order
 from training.settings.checkpoints import Checkpoints
 from training.settings.clips import Clips
 from training.settings.model import Model

@@ -121,8 +121,8 @@ class Rank:
         from dynamictrl.mini.tiny import cogvideox_scheduler
         from dynamictrl.objective import Schedule
         from dynamictrl.transformer import DynamiCtrlTransformer3DModel
-        from training import acceleration
-        from training.memory import Kept
+        from training.engine import acceleration
+        from training.planning.memory import Kept
 
         self.shape, self.device, self.size, self.recompute = shape, device, dist.get_world_size(), recompute
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -284,7 +284,7 @@ def _prefer_fastest(rank: Rank) -> None:
     import torch
     import torch.distributed as dist
 
-    from training import attention_kernels
+    from training.engine import attention_kernels
 
     config = rank.shape.config
     heads = -(-config["num_attention_heads"] // rank.size)

@@ -187,8 +187,8 @@ def measure(args: argparse.Namespace) -> None:
     if args.child == "reference":
         _use_stock_attention()
 
-    from training import parallel
     from training.config import Run
+    from training.engine import parallel
     from training.trainer import Trainer
 
     workers = int(os.environ.get("WORLD_SIZE", "1"))
@@ -254,8 +254,8 @@ def _facts(
     """What the steps achieved, against the plan."""
     import torch
 
-    from training.memory import Kept
-    from training.shapes import video_tokens
+    from training.planning.memory import Kept
+    from training.planning.shapes import video_tokens
 
     config = dict(shape.config) | {"patch_size": 2, "patch_size_t": shape.config.get("patch_size_t")}
     clip = video_tokens(recipe, config) + config["max_text_seq_length"]
@@ -293,8 +293,8 @@ def _forward_tflop(config: Mapping[str, Any], tokens: int) -> tuple[float, float
 
 
 def _planned(recipe: Any, config: Mapping[str, Any], workers: int, kept: Any) -> dict[str, float]:
-    from training.plan import predicted
-    from training.shapes import base_config
+    from training.planning.plan import predicted
+    from training.planning.shapes import base_config
 
     try:
         told = predicted(recipe, base_config(recipe.model.base), workers, kept=kept, gpu_memory_gib=139.0)

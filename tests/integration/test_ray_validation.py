@@ -6,14 +6,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from training.checkpoint import RunFolder
+from training.cluster.ray_validation import RayTask
 from training.config import Run
-from training.ray_validation import RayTask
 from training.recipes import tiny_on_cpu
+from training.run_folder import RunFolder
 from training.settings.validation import Validation
 from training.trainer import train
-from training.validation import POLL_SECONDS, Validator
-from training.validation_results import result_at
+from training.validating.validation import POLL_SECONDS, Validator
+from training.validating.validation_results import result_at
 
 
 def test_a_checkpoint_is_validated_in_a_ray_task(

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from training import tracking
 from training.callbacks.metrics_file import read_lines
+from training.release import tracking
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.callbacks import Callback
 from training.callbacks.metrics_file import Tail
-from training.tracking import TrackedRun, last_step, log_steps
+from training.release.tracking import TrackedRun, last_step, log_steps
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

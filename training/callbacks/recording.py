@@ -6,9 +6,9 @@ from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile
 from training.callbacks.mlflow_log import MlflowLog
 from training.callbacks.sessions import FILE, Sessions
-from training.checkpoint import RunFolder
 from training.config import Run
-from training.tracking import TrackedRun
+from training.release.tracking import TrackedRun
+from training.run_folder import RunFolder
 
 
 def record(run: Run, tracked: TrackedRun | None) -> list[Callback]:

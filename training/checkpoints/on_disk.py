@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import CheckpointError, ConfigError
-from training import leases
+from training.checkpoints import leases
 
 logger = logging.getLogger(__name__)
 

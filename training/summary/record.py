@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from dynamictrl.errors import ConfigError, DynamiCtrlError
 from training.callbacks.metrics_file import read_json_lines, read_lines
 from training.config import Run
-from training.validation_results import Result, results
+from training.validating.validation_results import Result, results
 
 if TYPE_CHECKING:
-    from training.plan import Plan
+    from training.planning.plan import Plan
 
 WARM_UP = 3
 """First steps of each session that no speed is taken from: they compile and start readers."""
@@ -171,7 +171,7 @@ class RunRecord:
 
     def plan(self) -> Plan | None:
         """What was to be expected; None where the base is not at hand or of a shape that no plan knows."""
-        from training.plan import plan
+        from training.planning.plan import plan
 
         try:
             return plan(Run.from_dict({k: self.settings[k] for k in ("name", "data", "out", "recipe")}).recipe)

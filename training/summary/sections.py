@@ -14,7 +14,7 @@ from pathlib import Path
 from training.callbacks.progress import duration
 from training.summary.charts import COLOURS, Chart, Marks, written
 from training.summary.record import RunRecord
-from training.validation_results import Result
+from training.validating.validation_results import Result
 
 GB = 1e9
 GIB = 2**30

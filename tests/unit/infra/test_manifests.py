@@ -72,8 +72,8 @@ def test_training_jobs_give_settings_that_a_run_can_work_with(path: Path):
     import tyro
 
     from training.__main__ import Quiet
+    from training.cluster.worker_counts import legal_counts
     from training.recipes import RECIPES
-    from training.worker_counts import legal_counts
 
     manifest = yaml.safe_load(path.read_text())
     words = shlex.split(manifest["spec"]["entrypoint"])

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training import parallel
-from training.ema import UPDATES, MovingAverage
+from training.checkpoints.ema import UPDATES, MovingAverage
+from training.engine import parallel
 from training.recipes import tiny_on_cpu
 
 CASES = ((2, "bf16"), (3, "fp32"), (1, "bf16"))

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.batches import Batch
-from training.memory import Kept
-from training.meter import Meter
-from training.parallel import Place
+from training.engine.parallel import Place
+from training.planning.memory import Kept
 from training.recipes import tiny_on_cpu
+from training.samples.batches import Batch
+from training.watching.meter import Meter
 
 CONFIG = {
     "patch_size": 2, "patch_size_t": None, "num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8,

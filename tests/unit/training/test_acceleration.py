@@ -19,11 +19,11 @@ from dynamictrl.mini.tiny import tiny_transformer
 from dynamictrl.positions import rotary_positions
 from dynamictrl.recomputation import Recompute, attention_operators
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
-from training import acceleration, attention_kernels, float8, parallel
-from training.attention_kernels import Choice
 from training.config import Recipe, Run
-from training.memory import Kept
-from training.parallel import Place
+from training.engine import acceleration, attention_kernels, float8, parallel
+from training.engine.attention_kernels import Choice
+from training.engine.parallel import Place
+from training.planning.memory import Kept
 from training.recipes import tiny_on_cpu
 from training.trainer import Trainer
 
@@ -300,7 +300,7 @@ def test_an_optimizer_in_groups_learns_what_one_group_learns(
 def test_gradients_of_one_micro_batch_are_copied_into_their_sums_and_of_several_added(
     tiny_model: Path, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from training import gradient_sums
+    from training.engine import gradient_sums
 
     small = tiny_on_cpu()
     recipe = replace(

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from dynamictrl.errors import ConfigError
-from training import admission, parallel
 from training.__main__ import main
 from training.config import Recipe, Run
+from training.engine import parallel
+from training.planning import admission
+from training.planning.shapes import base_config
 from training.recipes import dynamictrl_5b, mini, tiny_on_cpu
-from training.shapes import base_config
 
 FIVE_B = base_config("zai-org/CogVideoX-5b-I2V")
 CHECKPOINT, MODEL = 80.8e9, 21.5e9

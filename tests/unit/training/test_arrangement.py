@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.arrangement import Arrangement, micro_batches, timesteps
+from training.samples.arrangement import Arrangement, micro_batches, timesteps
 
 
 def random_arrangements(cases: int, *, least_clips: int = 1) -> list[Arrangement]:

@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 
 from training.callbacks.metrics_file import read_lines
-from training.checkpoint import RunFolder
 from training.config import Recipe, Run
 from training.lora import Lora
+from training.run_folder import RunFolder
 
 STOPPED = 10
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from training.callbacks.metrics_file import read_lines
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
+from training.run_folder import RunFolder
 
 SIGKILL = -9
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dynamictrl.errors import CheckpointError, ConfigError
-from training import leases
-from training.checkpoints import on_disk
+from training.checkpoints import leases, on_disk
 from training.checkpoints.average import file_of, fill
 from training.checkpoints.on_disk import COMPLETE, Checkpoint
 from training.checkpoints.snapshot import HostMemory, SnapshotEngine, available_bytes

@@ -15,9 +15,9 @@ from dynamictrl.person_crop import crop_centre
 from dynamictrl.pose import NUM_KEYPOINTS, VISIBLE, PoseSequence
 from dynamictrl.shards import read_sample
 from dynamictrl.windows import Window, crop_pose, frame_indices, read_window, window_starts
-from training.arrangement import timesteps
-from training.data import build_index
-from training.order import Order
+from training.samples.arrangement import timesteps
+from training.samples.data import build_index
+from training.samples.order import Order
 from training.settings.clips import Clips
 
 CLIPS = Clips(height=32, width=32, num_frames=5, fps=12.0)

@@ -9,10 +9,10 @@ import pytest
 
 from dynamictrl.errors import ConfigError, InputError
 from training.__main__ import main
-from training.buckets import block_flop, check_sizes, largest, video_tokens
+from training.planning.shapes import base_config
 from training.recipes import RECIPES, dynamictrl_5b, mini
+from training.samples.buckets import block_flop, check_sizes, largest, video_tokens
 from training.settings.clips import Clips
-from training.shapes import base_config
 
 
 def test_the_table_counts_clips_hours_and_what_is_left_out(small_dataset: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import parallel
 from training.callbacks import Callback
-from training.checkpoint import RunFolder
 from training.config import Recipe, Run
+from training.engine import parallel
 from training.recipes import tiny_on_cpu
+from training.run_folder import RunFolder
 from training.trainer import train
 
 ROOT = Path(__file__).parents[3]

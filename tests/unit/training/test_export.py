@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.shards import write_json
-from training import model_card
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
-from training.export import export_checkpoint
 from training.lora import Lora
 from training.recipes import tiny_on_cpu
+from training.release import model_card
+from training.release.export import export_checkpoint
+from training.run_folder import RunFolder
 from training.settings.export import Export
 from training.trainer import train
 

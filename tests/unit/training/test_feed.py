@@ -19,16 +19,16 @@ from dynamictrl.errors import ConfigError, DatasetError
 from dynamictrl.mini.marionettes import sample_clip
 from dynamictrl.video import encode_video
 from dynamictrl.windows import read_window
-from training import starting_weights
-from training.batches import Batch
 from training.config import Recipe, Run
-from training.data import Index, build_index, index_of
-from training.feed import Feed
-from training.frozen_models import FrozenModels, image_scale
-from training.order import Order
-from training.parallel import Place
+from training.engine import starting_weights
+from training.engine.parallel import Place
 from training.recipes import tiny_on_cpu
-from training.skipped_samples import NAME
+from training.samples.batches import Batch
+from training.samples.data import Index, build_index, index_of
+from training.samples.feed import Feed
+from training.samples.frozen_models import FrozenModels, image_scale
+from training.samples.order import Order
+from training.samples.skipped_samples import NAME
 
 CPU = torch.device("cpu")
 BUCKETS = ("9x32x48", "5x48x32")

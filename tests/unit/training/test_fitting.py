@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from training.__main__ import main
 from training.config import Recipe
-from training.fitting import Choice, choices, with_stage
-from training.memory import GB, GIB
-from training.plan import plan
+from training.planning.fitting import Choice, choices, with_stage
+from training.planning.memory import GB, GIB
+from training.planning.plan import plan
+from training.planning.shapes import base_config
+from training.planning.timing import Machine
 from training.recipes import dynamictrl_5b, mini
 from training.settings.hardware import Hardware
-from training.shapes import base_config
-from training.timing import Machine
 
 
 def _choices(recipe: Recipe, workers: int, gib: float) -> list[Choice]:

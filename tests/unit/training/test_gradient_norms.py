@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from training import gradient_norms, parallel
+from training.engine import gradient_norms, parallel
 from training.recipes import tiny_on_cpu
 
 

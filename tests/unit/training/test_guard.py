@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dynamictrl.errors import ConfigError, DynamiCtrlError
-from training import parallel, step
 from training.callbacks.metrics_file import MetricsFile, read_lines
 from training.config import Recipe
-from training.guard import Guard
+from training.engine import parallel, step
 from training.recipes import tiny_on_cpu
 from training.settings.watch import Watch
+from training.watching.guard import Guard
 
 Precision = Literal["fp32", "bf16"]
 ZERO_STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)

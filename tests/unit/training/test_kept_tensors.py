@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
-from training import tensor_counts
+from training.planning import tensor_counts
 
 WIDTH, TOKENS, TEXT = 256, 1024, 32
 COMPILED = "aot_eager_decomp_partition"

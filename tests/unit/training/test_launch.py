@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from training import tracking
 from training.__main__ import main
 from training.callbacks.metrics_file import MetricsFile
 from training.callbacks.mlflow_log import MlflowLog
 from training.config import Run
 from training.recipes import RECIPES
+from training.release import tracking
 
 TINY = ["--steps", "2", "--log-every", "1"]
 

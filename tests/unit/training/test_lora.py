@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from dynamictrl.errors import ConfigError
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
+from training.engine.starting_weights import load
 from training.launch import check
 from training.lora import Lora
-from training.plan import plan
+from training.planning.plan import plan
 from training.recipes import RECIPES, tiny_on_cpu
-from training.starting_weights import load
+from training.run_folder import RunFolder
 from training.trainer import train
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from dynamictrl.errors import ConfigError
-from training import shapes
 from training.config import Recipe
-from training.memory import GIB, Kept, Memory, _at_fullest, _backward, _Job, kept_blocks, memory
+from training.planning import shapes
+from training.planning.memory import GIB, Kept, Memory, _at_fullest, _backward, _Job, kept_blocks, memory
 from training.recipes import dynamictrl_5b, dynamictrl_5b_lora, mini
 
 FIVE_B = shapes.KNOWN_BASES["CogVideoX-5b-I2V"]
@@ -162,8 +162,8 @@ def test_parameters_without_a_cuda_context_take_none_of_one():
 
 
 def test_buckets_and_groups_are_those_that_the_engine_is_given():
-    from training import memory as counted
-    from training import parallel
+    from training.engine import parallel
+    from training.planning import memory as counted
 
     assert counted.REDUCE_BUCKET == parallel.REDUCE_BUCKET
     assert counted.GROUP_ELEMENTS == parallel.GROUP_ELEMENTS

@@ -19,22 +19,22 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from training.arrangement import timesteps
 from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile, read_lines
 from training.callbacks.progress import Progress, duration
 from training.callbacks.sessions import Sessions
-from training.checkpoint import RunFolder
 from training.config import Recipe, Run
-from training.memory import Kept
-from training.meter import bin_name, bin_of
+from training.engine.step import Work, peak_tflops
+from training.planning.memory import Kept
+from training.planning.shapes import forward_flop
 from training.recipes import tiny_on_cpu
-from training.shapes import forward_flop
-from training.step import Work, peak_tflops
+from training.run_folder import RunFolder
+from training.samples.arrangement import timesteps
 from training.summary.page import write_summary
 from training.summary.record import RunRecord
-from training.trace import Kernel, kind_of, table_text
 from training.trainer import train
+from training.watching.meter import bin_name, bin_of
+from training.watching.trace import Kernel, kind_of, table_text
 
 RANKS = Path(__file__).with_name("meter_ranks.py")
 
@@ -188,8 +188,8 @@ def test_losses_by_timestep_are_those_of_the_step_and_parts_without_a_sample_are
 
 
 def test_a_step_takes_one_collective_of_ours(watched: Watched):
-    assert watched.collectives["training/meter.py"] == 3
-    assert watched.collectives["training/guard.py"] == 0
+    assert watched.collectives["training/watching/meter.py"] == 3
+    assert watched.collectives["training/watching/guard.py"] == 0
 
 
 def test_the_times_of_the_phases_make_up_the_step(watched: Watched):

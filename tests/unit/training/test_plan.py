@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import ConfigError, InputError
-from training.memory import Kept, memory
-from training.plan import plan
+from training.planning.memory import Kept, memory
+from training.planning.plan import plan
+from training.planning.shapes import KNOWN_BASES, base_config, control_parameters, forward_flop, transformer_parameters
 from training.recipes import dynamictrl_2b, dynamictrl_5b, mini
-from training.shapes import KNOWN_BASES, base_config, control_parameters, forward_flop, transformer_parameters
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_the_parameter_count_is_the_real_models(base: str, pose_control: str):
 
 def test_an_expert_pose_encoder_is_counted():
     from dynamictrl.pose_encoder import PoseEncoder
-    from training.shapes import pose_encoder_parameters
+    from training.planning.shapes import pose_encoder_parameters
 
     assert pose_encoder_parameters(16) == sum(p.numel() for p in PoseEncoder().parameters())
     shared = dynamictrl_5b()

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from dynamictrl.shards import write_json
-from training import promotion
 from training.config import Run
-from training.promotion import compare
 from training.recipes import tiny_on_cpu
+from training.release import promotion
+from training.release.promotion import compare
 from training.settings.records import Gate
 from training.settings.validation import Validation
-from training.validation_results import Result, folder_of, results
+from training.validating.validation_results import Result, folder_of, results
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from training.tracking import TrackedRun
+    from training.release.tracking import TrackedRun
 
     found = TrackedRun(f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}", "").client()
     found.create_registered_model("dynamictrl")

@@ -15,11 +15,11 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from dynamictrl.errors import ConfigError, DatasetError, DynamiCtrlError, StoreError
 from training.checkpoints import on_disk
+from training.cluster.ray_policies import RESIZE, STOP, Request, Verdicts, largest
+from training.cluster.worker_counts import legal_counts
 from training.config import Recipe
-from training.ray_policies import RESIZE, STOP, Request, Verdicts, largest
 from training.recipes import RECIPES
 from training.settings.workers import Workers
-from training.worker_counts import legal_counts
 
 ROOT = Path(__file__).parents[3]
 
@@ -113,7 +113,7 @@ def test_workers_that_leave_because_the_command_was_stopped_are_not_started_agai
 
 def test_a_worker_that_stands_still_is_ended_with_its_stacks_on_record(tmp_path: Path):
     code = (
-        "import sys, time; from pathlib import Path; from training.vigil import Vigil\n"
+        "import sys, time; from pathlib import Path; from training.cluster.vigil import Vigil\n"
         "vigil = Vigil(0.2, Path(sys.argv[1])).start()\n"
         "for _ in range(5): vigil.beat(); time.sleep(0.05)\n"
         "def stands_still(): time.sleep(60)\n"

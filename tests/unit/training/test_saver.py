@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from dynamictrl.errors import CheckpointError, ConfigError, DynamiCtrlError
 from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile, read_lines
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
+from training.run_folder import RunFolder
 from training.trainer import train
 
 

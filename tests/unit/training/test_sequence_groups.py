@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from dynamictrl.errors import ConfigError
 from training.callbacks.metrics_file import read_lines
-from training.checkpoint import RunFolder
 from training.config import Recipe, Run
+from training.engine.sequence_groups import check_heads, spans_machines
 from training.recipes import tiny_on_cpu
-from training.sequence_groups import check_heads, spans_machines
+from training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tests.unit.training.conftest import Sessions

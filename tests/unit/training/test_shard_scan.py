@@ -12,8 +12,8 @@ import pytest
 from dynamictrl import shards
 from dynamictrl.errors import DatasetError
 from dynamictrl.shards import DatasetFolder, open_dataset
-from training import shard_scan
-from training.shard_scan import KEPT, keep, scan
+from training.samples import shard_scan
+from training.samples.shard_scan import KEPT, keep, scan
 
 
 @pytest.fixture

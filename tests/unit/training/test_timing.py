@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from dynamictrl.errors import ConfigError
-from training import shapes
 from training.config import Recipe
-from training.memory import Kept
-from training.plan import plan, predicted
+from training.planning import shapes
+from training.planning.memory import Kept
+from training.planning.plan import plan, predicted
+from training.planning.shapes import Size
+from training.planning.timing import GPUS, Machine, StepTime, gpu_named, step_time
 from training.recipes import dynamictrl_5b
-from training.shapes import Size
-from training.timing import GPUS, Machine, StepTime, gpu_named, step_time
 
 FIVE_B, ONE_FIVE = (shapes.KNOWN_BASES[name] for name in ("CogVideoX-5b-I2V", "CogVideoX1.5-5B-I2V"))
 SMALL, LARGE = Size(49, 480, 720), Size(37, 1360, 768)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from training import provenance, tracking
 from training.__main__ import main
 from training.config import Run
 from training.recipes import RECIPES
+from training.release import provenance, tracking
 
 ROOT = Path(__file__).parents[3]
 

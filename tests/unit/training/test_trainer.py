@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from dynamictrl.errors import ConfigError, DynamiCtrlError
 from training.callbacks import Callback
 from training.callbacks.metrics_file import MetricsFile, read_lines
-from training.checkpoint import RunFolder
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
-from training.data import build_index
+from training.engine.step import learning_rate
 from training.recipes import tiny_on_cpu
+from training.run_folder import RunFolder
+from training.samples.data import build_index
 from training.settings.model import PoseControl
-from training.step import learning_rate
 from training.trainer import train
 
 METRICS = {
@@ -248,8 +248,8 @@ def write_encoded(recipe: Recipe, data: Path, out: Path) -> Path:
     from dynamictrl import encodings, shards
     from dynamictrl.conditioning import PromptEncoder
     from dynamictrl.windows import Window, read_window
-    from training import starting_weights
-    from training.frozen_models import FrozenModels
+    from training.engine import starting_weights
+    from training.samples.frozen_models import FrozenModels
 
     pipeline = starting_weights.load(recipe)
     prompts = PromptEncoder(

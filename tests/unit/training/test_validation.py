@@ -13,15 +13,15 @@ import pytest
 
 from dynamictrl import shards
 from dynamictrl.errors import ConfigError
-from training import leases, validation_checks
-from training.checkpoint import RunFolder
-from training.checkpoints import on_disk
+from training.checkpoints import leases, on_disk
 from training.config import Recipe, Run
-from training.data import build_index
 from training.recipes import tiny_on_cpu
+from training.run_folder import RunFolder
+from training.samples.data import build_index
 from training.settings.validation import Validation
-from training.validation import Validator
-from training.validation_results import folder_of, result_at
+from training.validating import validation_checks
+from training.validating.validation import Validator
+from training.validating.validation_results import folder_of, result_at
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +68,8 @@ def run_of(recipe: Recipe, data: Path, out: Path) -> Run:
 def test_a_run_is_validated_at_its_steps_in_one_mlflow_run(
     recipe: Recipe, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from training import tracking
     from training.launch import launch
+    from training.release import tracking
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = run_of(recipe, small_dataset, tmp_path / "run")

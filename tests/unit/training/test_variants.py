@@ -20,15 +20,15 @@ from dynamictrl import DynamiCtrlPipeline, objective
 from dynamictrl.conditioning import PromptEncoder
 from dynamictrl.errors import ConfigError
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
-from training import starting_weights
-from training.batches import Batch, Collator
 from training.config import Recipe, Run
-from training.data import build_index
-from training.frozen_models import FrozenModels, image_scale
-from training.loader import Loader
+from training.engine import starting_weights
 from training.lora import Lora
-from training.order import Order
 from training.recipes import RECIPES, tiny_on_cpu
+from training.samples.batches import Batch, Collator
+from training.samples.data import build_index
+from training.samples.frozen_models import FrozenModels, image_scale
+from training.samples.loader import Loader
+from training.samples.order import Order
 
 CPU = torch.device("cpu")
 CONTROLS = ("padaln", "padaln_residual", "cross_attention", "unified_tokens", "direct_addition")

@@ -64,10 +64,10 @@ def _train(job: dict[str, Any], rank: int) -> int:
     import traceback
 
     from dynamictrl.errors import DynamiCtrlError
-    from training import parallel
     from training.callbacks.metrics_file import MetricsFile
-    from training.checkpoint import RunFolder
     from training.config import Run
+    from training.engine import parallel
+    from training.run_folder import RunFolder
     from training.trainer import train
 
     run = Run.from_dict(job["run"])
@@ -93,7 +93,7 @@ def _train(job: dict[str, Any], rank: int) -> int:
 
 def _steps_of(out: Path) -> int:
     from training.callbacks.metrics_file import read_lines
-    from training.checkpoint import RunFolder
+    from training.run_folder import RunFolder
 
     # The step that is being asked about is recorded after the question.
     return len(read_lines(RunFolder(out).metrics)) + 1
@@ -101,7 +101,7 @@ def _steps_of(out: Path) -> int:
 
 def _record_samples(path: Path) -> None:
     """Writes down the global index of every sample that this worker makes a batch of."""
-    from training.batches import Collator
+    from training.samples.batches import Collator
 
     theirs = Collator.__call__
 
@@ -116,7 +116,7 @@ def _record_samples(path: Path) -> None:
 def _kill_at(phase: str, mine: bool) -> None:
     """Kills this process in a phase of its second checkpoint: the first is what is gone on from."""
     from training.checkpoints import on_disk, writing
-    from training.saver import Saver
+    from training.checkpoints.saver import Saver
 
     places: Mapping[str, tuple[object, str, bool]] = {
         "before": (Saver, "_take", False),

@@ -1,0 +1,1 @@
+"""The loop on many machines. Ray is imported nowhere else in `training`."""

@@ -1,0 +1,1 @@
+"""One step on one process's device: DeepSpeed round the transformer, and what makes it fast."""

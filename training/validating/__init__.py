@@ -1,0 +1,1 @@
+"""Clips that are sampled and measured beside the training, off its workers."""

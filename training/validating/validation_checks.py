@@ -1,0 +1,79 @@
+"""What a run's validation must be, looked at before anything is started."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from dynamictrl.errors import ConfigError, DatasetError
+from training.config import Run
+from training.validating.validation_sampling import sampled_clips
+
+logger = logging.getLogger(__name__)
+
+SHA_IN_KEY = 16
+"""Digits at the head of a clip's key that stand for its source, before a dash (as curation names clips)."""
+
+
+def check(run: Run, trained: Collection[str]) -> None:
+    """ConfigError where validation data is missing, no data set, too short, or trained on; where GPUs are lacking.
+
+    `trained` are the keys of the clips that the run trains on.
+    Clips of the same source as trained ones are warned of: they measure memory, not skill.
+    """
+    settings = run.recipe.validation
+    if not settings.validate_every:
+        return
+    data = settings.validation_data
+    assert data is not None  # refused at construction
+    try:
+        _, entries = sampled_clips(run.recipe)
+    except DatasetError as problem:
+        raise ConfigError(f"validation_data: {problem}", code=problem.code, param="validation_data") from problem
+    if len(entries) < settings.validation_clips:
+        logger.warning("validation_data has %d clips of the %d wanted", len(entries), settings.validation_clips)
+    _check_apart(run, data, {entry.key for entry in entries}, set(trained))
+    _check_gpus(run)
+
+
+def _check_apart(run: Run, data: Path, keys: set[str], trained: set[str]) -> None:
+    shared = sorted(keys & trained)
+    if shared or data.resolve() == run.data.resolve():
+        raise ConfigError(
+            f"validation_data {data} shares clips with the training data {run.data} ({len(shared)}, such as "
+            f"{shared[0] if shared else 'all'}); keep other clips for validation",
+            code="validation_overlaps",
+            param="validation_data",
+        )
+    sources = {source for key in trained if (source := _source(key))}
+    same = sorted(key for key in keys if _source(key) in sources)
+    if same:
+        logger.warning(
+            "%d of %d validation clips are of videos that are trained on (such as %s): they measure what was learnt by "
+            "heart; keep whole videos for validation", len(same), len(keys), same[0],
+        )  # fmt: skip
+
+
+def _source(key: str) -> str:
+    head, dash, _ = key.partition("-")
+    return head if dash and len(head) >= SHA_IN_KEY else ""
+
+
+def _check_gpus(run: Run) -> None:
+    """On a Ray of our own; on a cluster they may come later."""
+    workers, wanted = run.recipe.workers, run.recipe.validation.validation_gpus
+    if not wanted or (workers.num_workers and os.environ.get("RAY_ADDRESS")):
+        return
+    import torch
+
+    taken = workers.num_workers if workers.device == "cuda" else 0
+    there = torch.cuda.device_count()
+    if there < taken + wanted:
+        raise ConfigError(
+            f"validation_gpus is {wanted:g} beside {taken} workers with one GPU each, and this machine has {there}; "
+            "lower --num-workers, or sample on CPUs with --validation-gpus 0",
+            code="too_few_gpus",
+            param="validation_gpus",
+        )

@@ -1,0 +1,1 @@
+"""What a step is told of and judged by, and traces on request."""
