@@ -43,7 +43,9 @@ def test_a_run_is_trained_tracked_and_registered_and_a_rerun_changes_nothing(
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
     assert {"grad_norm", "learning_rate", "tokens_per_second", "peak_memory_gib"} <= set(run.data.metrics)
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"dataset.json", "plan.txt", "recipe.json"}
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
+        "dataset.json", "plan.txt", "recipe.json", "environment.json", "summary.html",
+    }  # fmt: skip
     champion = client.get_model_version_by_alias("dynamictrl", "champion")
     assert int(champion.version) == 1
     assert champion.source == str((out / "model").resolve())
@@ -95,7 +97,7 @@ def test_every_step_is_on_record_once_whatever_a_kill_kept_from_it(small_dataset
         (["tiny-on-cpu", "--data", "{data}", "--out", "{out}", "--base", "{base}", "--num-frames", "6"], "4k + 1"),
         (["tiny-on-cpu", "--data", "{data}", "--out", "{base}", "--base", "{base}"], "holds no run"),
         (["tiny-on-cpu", "--data", "{data}", "--out", "{data}/dataset.json", "--base", "{base}"], "is a file"),
-        (["plan", "dynamictrl-5b", "--gpus", "1", "--gpu-memory-gib", "40"], "use more GPUs"),
+        (["plan", "dynamictrl-5b", "--gpus", "1", "--gpu-memory-gib", "40"], "what would fit: --zero-stage 3"),
         (["plan", "dynamictrl-5b", "--gpus", "3"], "choose a multiple of 3"),
     ],
 )
