@@ -63,6 +63,16 @@ def hold(
     return memory(recipe, config, tokens, workers, kept, precomputed=machine.precomputed)
 
 
+def usable_gib(recipe: Recipe, memory_gib: float) -> float:
+    """Of a GPU's memory what a run may fill: with `recompute auto` its workers start only beside a free reserve."""
+    return memory_gib - (recipe.speed.memory_reserve_gib if recipe.speed.recompute == "auto" else 0.0)
+
+
+def fits(recipe: Recipe, held: Memory, memory_gib: float) -> bool:
+    """Whether a worker may hold so much on a GPU of this memory; as `memory.kept_blocks` judges."""
+    return held.total_gb <= usable_gib(recipe, memory_gib) * GIB / GB
+
+
 def mean_time(times: list[StepTime]) -> StepTime:
     """Of several sizes, each as frequent as the others."""
     names = dict.fromkeys(name for time in times for name in time.parts)
@@ -136,7 +146,7 @@ def _choice(
     recipe: Recipe, config: Mapping[str, Any], workers: int, memory_gib: float, machine: Machine
 ) -> Choice | None:
     held = hold(recipe, config, workers, memory_gib, machine)
-    if held.total_gb * GB > memory_gib * GIB:
+    if not fits(recipe, held, memory_gib):
         return None
     times = [step_time(recipe, config, size, workers, held.kept, machine) for size in shapes.sizes(recipe)]
     return Choice(

@@ -31,6 +31,8 @@ class Plan:
     is_estimate: bool
     """Whether those rates are scaled from another GPU's."""
     gpu_memory_gib: float
+    usable_gib: float
+    """Of it what the run may fill; the rest is `memory_reserve_gib`."""
     parameters: int
     pose_parameters: int
     trained: int
@@ -89,16 +91,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak stays within the memory of a GPU; what a CPU holds is not judged here."""
-        return self.device == "cpu" or self.total_gb * GB <= self.gpu_memory_gib * GIB
+        """Whether the peak stays within what may be filled of a GPU; what a CPU holds is not judged here."""
+        return self.device == "cpu" or self.total_gb <= self.usable_gib * GIB / GB
 
     def refusal(self) -> str:
         """Why it does not fit, and the way out."""
         ways = [f"{choice.flags} ({choice.memory_gb * GB / GIB:.0f} GiB)" for choice in self.choices[:3]]
         ways = ways or list(self.ways_out) or ["fewer frames or pixels"]
+        reserve = self.gpu_memory_gib - self.usable_gib
+        free = f" of which {reserve:g} stay free (--memory-reserve-gib)" if reserve else ""
         return (
             f"this needs {self.total_gb * GB / GIB:.1f} GiB per GPU in its {self.memory.moment} and a GPU has "
-            f"{self.gpu_memory_gib:.1f} GiB; what would fit: {'; '.join(ways)}"
+            f"{self.gpu_memory_gib:.1f} GiB{free}; what would fit: {'; '.join(ways)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, *, gpus: int = 0, gpu
     times = {size: step_time(recipe, config, size, workers, held.kept, machine) for size in sizes}
     time = fitting.mean_time(list(times.values()))
     forward = sum(_forward_tflop(recipe, config, size) for size in sizes) / len(sizes)
-    fits = held.total_gb * GB <= memory_gib * GIB
+    fits = fitting.fits(recipe, held, memory_gib)
     checkpoint = checkpoint_bytes(recipe, config) / GB
     return Plan(
         base=recipe.model.base,
@@ -154,6 +158,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, *, gpus: int = 0, gpu
         gpu=gpu.name,
         is_estimate=not gpu.is_measured,
         gpu_memory_gib=memory_gib,
+        usable_gib=fitting.usable_gib(recipe, memory_gib),
         parameters=shapes.transformer_parameters(config, recipe.model.pose_control),
         pose_parameters=shapes.control_parameters(config, recipe.model.pose_control),
         trained=shapes.trained_parameters(

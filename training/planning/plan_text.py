@@ -76,7 +76,7 @@ def _choices(plan: Plan) -> list[str]:
     if plan.device == "cpu":
         return []
     if not plan.choices:
-        return [f"nothing fits here     {way}" for way in plan.ways_out]
+        return [f"what would fit        {way}" for way in plan.ways_out]
     head = f"{'settings that fit, the recommended first':<66}{'GB':>6}{'s/step':>9}  kept in the blocks"
     return ["", head, *(_row(choice) for choice in plan.choices[:SHOWN_CHOICES])]
 

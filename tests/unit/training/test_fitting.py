@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
+from dynamictrl.errors import ConfigError
 from training.__main__ import main
 from training.config import Recipe
-from training.planning.fitting import Choice, choices, with_stage
-from training.planning.memory import GB, GIB
+from training.planning.fitting import Choice, choices, largest_micro_batch, with_stage
+from training.planning.memory import GB, GIB, Kept, kept_blocks, memory
 from training.planning.plan import plan
 from training.planning.shapes import base_config
 from training.planning.timing import Machine
@@ -34,6 +37,23 @@ def test_small_gpus_are_offered_what_makes_it_fit():
     assert found
     assert all(choice.offload_optimizer for choice in found)
     assert not _choices(dynamictrl_5b(), workers=1, gib=16)
+
+
+def test_what_is_offered_is_what_the_workers_will_take():
+    recipe, config = dynamictrl_5b(), base_config(dynamictrl_5b().model.base)
+
+    tokens = largest_micro_batch(recipe, config)
+    least = memory(recipe, config, tokens, 8, Kept(0, 0, config["num_layers"]), precomputed=True).total_gb * GB / GIB
+
+    # The workers leave --memory-reserve-gib free and refuse to start without it: 6 GiB here.
+    with pytest.raises(ConfigError, match="stay free"):
+        kept_blocks(recipe, config, tokens, 8, least + 5, precomputed=True)
+    refused = plan(recipe, gpus=8, gpu_memory_gib=least + 5)
+    assert not refused.fits
+    assert "of which 6 stay free (--memory-reserve-gib)" in refused.refusal()
+    assert all(choice.memory_gb * GB <= (least - 1) * GIB for choice in refused.choices)
+    kept_blocks(recipe, config, tokens, 8, least + 7, precomputed=True)
+    assert plan(recipe, gpus=8, gpu_memory_gib=least + 7).fits
 
 
 def test_a_stage_that_is_left_open_is_the_fastest_that_fits_and_always_the_same():

@@ -72,7 +72,7 @@ def test_what_cannot_fit_is_refused_with_settings_that_would():
 
 
 def test_where_no_setting_fits_more_or_larger_gpus_are_named():
-    refusal = plan(dynamictrl_5b(), gpus=1, gpu_memory_gib=16).refusal()
+    refusal = plan(dynamictrl_5b(), gpus=1, gpu_memory_gib=24).refusal()
 
     assert "GPUs with --zero-stage 3" in refusal
     assert "(h100)" in refusal or "(h20)" in refusal or "(a100)" in refusal
