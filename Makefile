@@ -5,7 +5,7 @@ EXTRAS := --extra pipelines --extra training --extra serving --group dev
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --quiet
 
-.PHONY: setup demo test test-gpu check format lock clean
+.PHONY: setup demo test test-unit test-integration test-gpu check format lock clean
 
 setup: .venv/.complete ## environment with every dependency, pinned and hash-checked
 
@@ -19,8 +19,14 @@ setup: .venv/.complete ## environment with every dependency, pinned and hash-che
 demo: setup ## raw videos to a served clip, on the CPU, offline; ends in demo/index.html
 	$(BIN)/python tests/e2e/demo.py --out demo
 
-test: setup ## every test that needs no GPU and no network
-	$(BIN)/python -m pytest -m "not gpu and not network"
+test: setup ## every test that needs no GPU and no network: those that start a Ray beside all others
+	$(MAKE) --no-print-directory -k -j2 --output-sync=line test-integration test-unit
+
+test-unit: setup ## tests of one process, or of a few small ones
+	$(BIN)/python -m pytest -m "not gpu and not network" --ignore tests/integration tests
+
+test-integration: setup ## tests on a real Ray, Ray Train and Ray Serve
+	$(BIN)/python -m pytest -m "not gpu and not network" tests/integration
 
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
