@@ -146,6 +146,7 @@ def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpe
     )
     gradient_norms.take_at_once(engine)
     gradient_sums.write_once(engine)
+    gradient_sums.forget_left_out(engine)
     return engine
 
 
