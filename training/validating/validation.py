@@ -8,6 +8,7 @@ for; only the end of a run waits for what is on its way, and no longer than `val
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from training.checkpoints import leases, on_disk
 from training.config import Run
 from training.release.tracking import TrackedRun
 from training.run_folder import RunFolder
+from training.validating.validation_checks import workers_here
 from training.validating.validation_results import folder_of, record, result_at
 
 logger = logging.getLogger(__name__)
@@ -71,8 +73,9 @@ class ChildProcess:
         paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         threads = str(max(1, (os.cpu_count() or 1) // 4))
         environment = {"OMP_NUM_THREADS": threads} | os.environ | {"PYTHONPATH": paths}
+        environment["CUDA_VISIBLE_DEVICES"] = free_gpus(run)
         if not run.recipe.validation.validation_gpus:
-            environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+            environment["DS_ACCELERATOR"] = "cpu"
         # It ends with us: what we hold of its input closes.
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
 
@@ -91,6 +94,15 @@ class ChildProcess:
         if self._child is not None and self._child.poll() is None:
             self._child.kill()
             self._child.wait()
+
+
+def free_gpus(run: Run) -> str:
+    """CUDA_VISIBLE_DEVICES of a validation in a process of this machine: those behind its workers', which have theirs
+    by their local rank; none where it samples on CPUs."""
+    wanted, taken = math.ceil(run.recipe.validation.validation_gpus), workers_here(run.recipe)
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = shown.split(",") if shown else [str(index) for index in range(taken + wanted)]
+    return ",".join(names[taken : taken + wanted])
 
 
 @dataclass

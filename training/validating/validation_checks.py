@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from dynamictrl.errors import ConfigError, DatasetError
-from training.config import Run
+from training.config import Recipe, Run
 from training.validating.validation_sampling import sampled_clips
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,13 @@ def _source(key: str) -> str:
     return head if dash and len(head) >= SHA_IN_KEY else ""
 
 
+def workers_here(recipe: Recipe) -> int:
+    """How many of this machine's GPUs the workers take: torchrun's on this machine, or one in this very process."""
+    if recipe.workers.device != "cuda":
+        return 0
+    return int(os.environ.get("LOCAL_WORLD_SIZE", max(recipe.workers.num_workers, 1)))
+
+
 def _check_gpus(run: Run) -> None:
     """On a Ray of our own; on a cluster they may come later."""
     workers, wanted = run.recipe.workers, run.recipe.validation.validation_gpus
@@ -68,7 +75,7 @@ def _check_gpus(run: Run) -> None:
         return
     import torch
 
-    taken = workers.num_workers if workers.device == "cuda" else 0
+    taken = workers_here(run.recipe)
     there = torch.cuda.device_count()
     if there < taken + wanted:
         raise ConfigError(

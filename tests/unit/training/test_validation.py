@@ -20,7 +20,7 @@ from training.run_folder import RunFolder
 from training.samples.data import build_index
 from training.settings.validation import Validation
 from training.validating import validation_checks
-from training.validating.validation import Validator
+from training.validating.validation import Validator, free_gpus
 from training.validating.validation_results import folder_of, result_at
 
 
@@ -204,6 +204,26 @@ def test_validation_data_that_cannot_serve_is_refused_before_the_start(
     assert data is not None
     with pytest.raises(ConfigError, match="no clip"):
         validation_checks.check(with_data(data, clips=replace(recipe.clips, num_frames=49)), [])
+
+
+def test_a_validation_beside_the_training_never_takes_a_workers_gpu(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def gpus(num_workers: int, validation_gpus: float) -> str:
+        workers = replace(recipe.workers, device="cuda", num_workers=num_workers)
+        told = replace(recipe.validation, validation_gpus=validation_gpus)
+        changed = replace(recipe, workers=workers, validation=told)
+        return free_gpus(Run(name="tiny-on-cpu", data=tmp_path, out=tmp_path, recipe=changed))
+
+    assert gpus(0, 1) == "1"  # the training is in this process, on the first
+    assert gpus(0, 0) == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert gpus(0, 0.5) == "5"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun's
+    assert gpus(2, 2) == "6,7"
 
 
 def test_clips_of_a_video_that_is_trained_on_are_warned_of(
