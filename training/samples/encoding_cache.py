@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections import OrderedDict
 from pathlib import Path
+from secrets import token_hex
 from threading import Lock
 from typing import NamedTuple
 
+from safetensors import SafetensorError
+
 from dynamictrl import encodings
 from dynamictrl.encodings import EncodedBy, Encodings
+from dynamictrl.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,8 @@ class EncodingCache:
         self._keep(key, value)
 
     def _write(self, path: Path, content: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # A name of its own: workers in containers often have one and the same process number.
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
         try:
             path.parent.mkdir(exist_ok=True)
             temporary.write_bytes(content)
@@ -80,6 +84,9 @@ class EncodingCache:
         try:
             return encodings.from_bytes(self._path(self._folder, key).read_bytes())
         except FileNotFoundError:
+            return None
+        except (DatasetError, SafetensorError) as problem:  # as a power cut leaves a file: the clip itself is whole
+            logger.warning("kept encodings of %s cannot be read and are made again: %s", key.clip, problem)
             return None
 
     @staticmethod
