@@ -85,7 +85,12 @@ class Trace:
             return
         if step in (self._first + STEPS - 1, last):
             self._profile.stop()
-            self._write(step)
+            try:
+                self._write(step)
+            except OSError as problem:  # as on a full disk: a restart would come to the same step again
+                logger.warning("the trace up to step %d could not be written: %s", step, problem)
+            if self._cuda:
+                torch.cuda.memory._record_memory_history(enabled=None)
             self._profile = None
         else:
             self._profile.step()
@@ -109,7 +114,6 @@ class Trace:
         if self._cuda:
             files.append(self._folder / f"{name}-memory.pickle")
             torch.cuda.memory._dump_snapshot(str(files[-1]))
-            torch.cuda.memory._record_memory_history(enabled=None)
         logger.info("traced %d steps: %s", steps, table)
         for path in files:
             for callback in self._callbacks:

@@ -24,6 +24,7 @@ from training.callbacks.metrics_file import MetricsFile, read_lines
 from training.callbacks.progress import Progress, duration
 from training.callbacks.sessions import Sessions
 from training.config import Recipe, Run
+from training.engine.parallel import Place
 from training.engine.step import Work, peak_tflops
 from training.planning.memory import Kept
 from training.planning.shapes import forward_flop
@@ -34,7 +35,7 @@ from training.summary.page import write_summary
 from training.summary.record import RunRecord
 from training.trainer import train
 from training.watching.meter import bin_name, bin_of
-from training.watching.trace import Kernel, kind_of, table_text
+from training.watching.trace import Kernel, Trace, kind_of, table_text
 
 RANKS = Path(__file__).with_name("meter_ranks.py")
 
@@ -245,6 +246,16 @@ def test_the_table_sums_kernels_of_a_kind_per_step():
     lines = table_text(kernels, 2, "GPU").splitlines()
     assert lines[0] == "GPU time of 2 steps, 25.0 ms a step"
     assert lines[3].split() == ["20.000", "80.0%", "4", "GEMM"]
+
+
+def test_a_trace_that_finds_no_place_costs_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "profile").write_text("a file where the folder should be")
+    trace = Trace(1, Place(0, 1, torch.device("cpu")), tmp_path, [])
+    for step in (1, 2):
+        trace.before(step)
+        trace.after(step, 3)
+
+    assert "the trace up to step 2 could not be written" in caplog.text
 
 
 def test_progress_says_what_is_left_by_the_median_of_the_last_steps():
