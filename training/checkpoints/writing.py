@@ -6,6 +6,7 @@ that their part is safe; failures cross the workers with the steps' own numbers 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -112,8 +113,8 @@ class Writing:
         except Abandoned:
             self._remove_own()
         except Exception as problem:
+            self.problem = problem  # first: the other workers wait for this one's part until they hear of it
             self._remove_own()
-            self.problem = problem
         finally:
             self.seconds = time.perf_counter() - self._started
             self._own_safe.set()
@@ -150,7 +151,8 @@ class Writing:
 
     def _remove_own(self) -> None:
         for name in (*self._files, *self._written):
-            (self.target.temporary / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as where a disk that failed can only be read any more
+                (self.target.temporary / name).unlink(missing_ok=True)
 
 
 def write_state(path: Path, state: Any, given_up: Callable[[], bool] = lambda: False) -> Written:  # noqa: ANN401

@@ -109,6 +109,16 @@ def test_a_full_disk_fails_the_checkpoint_and_leaves_nothing_of_it(tmp_path: Pat
     assert kept.damage() == ""
 
 
+def test_a_disk_that_can_neither_be_written_nor_cleared_is_told_of(tmp_path: Path):
+    target = target_of(tmp_path, 2)
+    (target.temporary / "state" / "two.pt").mkdir(parents=True)  # refuses to be opened and to be unlinked
+    writing = Writing(target, {"state/one.pt": STATE, "state/two.pt": STATE}, {}).start()
+    writing.wait()
+
+    assert isinstance(writing.problem, OSError)
+    assert not (target.temporary / "state" / "one.pt").exists()
+
+
 def test_what_is_given_up_ends_soon_and_leaves_no_file(tmp_path: Path):
     writing = Writing(target_of(tmp_path, 2, workers=2), {"state/one.pt": STATE}, {}).start()
     writing.wait_for_own()
