@@ -82,16 +82,19 @@ def _lock_pages(buffer: Tensor) -> bool:
     return False
 
 
-def available_bytes() -> int:
+def available_bytes(container: Path = Path("/sys/fs/cgroup")) -> int:
     """Host memory that can still be taken: what the machine has free, or less where a container is limited."""
     found = [2**63]
     try:
         with open("/proc/meminfo") as stream:
             found += [int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        limit = (container / "memory.max").read_text().strip()
         if limit != "max":
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
+            # Pages of files give way, and soon fill any container that reads a data set.
+            held = dict(line.split() for line in (container / "memory.stat").read_text().splitlines())
+            files = int(held["active_file"]) + int(held["inactive_file"])
+            found.append(int(limit) - int((container / "memory.current").read_text()) + files)
+    except (OSError, ValueError, KeyError):
         pass  # another kind of system: no limit is known
     return min(found)
 

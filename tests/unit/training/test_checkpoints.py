@@ -173,6 +173,14 @@ def test_states_that_find_no_room_in_host_memory_are_written_at_once(tmp_path: P
     assert list(engine.files) == ["small.pt"]
 
 
+def test_a_container_full_of_files_pages_has_room(tmp_path: Path):
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("990000\n")
+    (tmp_path / "memory.stat").write_text("anon 190000\nactive_file 300000\ninactive_file 500000\n")
+
+    assert available_bytes(tmp_path) == 810_000
+
+
 def fragments_of(values: Tensor, cuts: list[int]) -> list[dict[str, tuple[int, Tensor]]]:
     """One flat parameter in as many pieces as workers, and a count that all of them hold."""
     edges = [0, *cuts, values.numel()]
