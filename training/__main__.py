@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<33}{(make.__doc__ or '').strip().splitlines()[0]}" for name, make in RECIPES.items()]
+    lines = [f"  {name:<39}{(make.__doc__ or '').strip().splitlines()[0]}" for name, make in RECIPES.items()]
     return "\n".join(
         [
             "usage: python -m training RECIPE --data DATASET --out RUN [--field value ...]",
@@ -112,7 +112,9 @@ def _train(name: str, arguments: list[str]) -> int:
 
     model = launch(run)
     print(f"the model is {model}")
-    print(f"next: python -m training evaluate --model {model} --data {run.data} --out {run.out / 'evaluation'}")
+    device = " --device cuda" if run.recipe.workers.device == "cuda" else ""
+    evaluation = run.out / "evaluation"
+    print(f"next: python -m training evaluate --model {model} --data {run.data} --out {evaluation}{device}")
     return 0
 
 
@@ -124,7 +126,7 @@ def _plan(arguments: list[str]) -> int:
     recipe = _recipe_named(arguments[0])
 
     def command(hardware: Hardware = Hardware(), recipe: Recipe = recipe) -> tuple[Hardware, Recipe]:  # noqa: B008
-        """What a run takes: parameters, tokens, FLOPs, memory per GPU, seconds per step."""
+        """What a run takes: parameters, tokens, FLOPs, memory per GPU, seconds per step. With --json as JSON."""
         return hardware, recipe
 
     fields = [argument for argument in arguments[1:] if argument != "--json"]
