@@ -240,7 +240,7 @@ def _record_the_rest(tracked: TrackedRun, run: Run) -> None:
 def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
     """Registers the exported model and returns its version, which gets its alias where `promotion` has no objection.
 
-    A rerun finds the same version.
+    A rerun finds the same version; a run that was made longer gets another.
     """
     name = run.recipe.records.registered_model
     if not name:
@@ -255,18 +255,26 @@ def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
     except MlflowException as problem:
         if problem.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = [version for version in client.search_model_versions(f"name='{name}'") if version.run_id == tracked.run_id]
-    version = known[0] if known else client.create_model_version(name, _source(client, tracked, model), tracked.run_id)
+    mine = [version for version in client.search_model_versions(f"name='{name}'") if version.run_id == tracked.run_id]
+    steps = str(run.recipe.optimization.steps)
+    # A run that was made longer has another model than the version of its first end; one without tags is of a session
+    # that died before it could describe it.
+    known = [version for version in mine if version.tags.get("steps", steps) == steps]
+    if known:
+        version = known[0]
+    else:
+        folder = f"model-{steps}" if mine else "model"
+        version = client.create_model_version(name, _source(client, tracked, model, folder), tracked.run_id)
     promotion.settle(client, run, str(version.version), tracked.tracking_uri)
     return str(version.version)
 
 
-def _source(client: MlflowClient, tracked: TrackedRun, model: Path) -> str:
+def _source(client: MlflowClient, tracked: TrackedRun, model: Path, folder: str) -> str:
     """Where the registry says the model is: the folder itself, or its copy on a server that cannot see the folder."""
     if not tracked.tracking_uri.startswith("http"):
         return str(model.resolve())
-    client.log_artifacts(tracked.run_id, str(model), "model")
-    return f"{client.get_run(tracked.run_id).info.artifact_uri}/model"
+    client.log_artifacts(tracked.run_id, str(model), folder)
+    return f"{client.get_run(tracked.run_id).info.artifact_uri}/{folder}"
 
 
 def close(tracked: TrackedRun, status: str) -> None:

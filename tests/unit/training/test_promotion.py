@@ -14,6 +14,7 @@ from training.config import Run
 from training.recipes import tiny_on_cpu
 from training.release import promotion
 from training.release.promotion import compare
+from training.release.tracking import TrackedRun, register
 from training.settings.records import Gate
 from training.settings.validation import Validation
 from training.validating.validation_results import Result, folder_of, results
@@ -21,8 +22,6 @@ from training.validating.validation_results import Result, folder_of, results
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from training.release.tracking import TrackedRun
-
     found = TrackedRun(f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}", "").client()
     found.create_registered_model("dynamictrl")
     return found
@@ -80,6 +79,24 @@ def test_the_alias_moves_to_what_is_not_worse_and_the_rest_is_tagged_with_why(
     ungated, has = registered(client, finished(tmp_path / "ungated", None, validate_every=0))
     assert has
     assert champion(client) == ungated
+
+
+def test_a_run_that_was_made_longer_gets_a_version_of_its_own_and_a_rerun_none(tmp_path: Path):
+    out = tmp_path / "run"
+    run = finished(out, None, validate_every=0)
+    store = TrackedRun(f"sqlite:///{tmp_path / 'mlflow.db'}", "")
+    client = store.client()
+    run_id = client.create_run(client.create_experiment("dynamictrl")).info.run_id
+    tracked = replace(store, run_id=run_id)
+    longer = replace(run.recipe, optimization=replace(run.recipe.optimization, steps=8))
+
+    first = register(tracked, run, out / "model")
+    assert register(tracked, run, out / "model") == first
+    second = register(tracked, replace(run, recipe=longer), out / "model")
+
+    assert second != first
+    assert register(tracked, replace(run, recipe=longer), out / "model") == second
+    assert champion(client) == second
 
 
 @pytest.mark.parametrize(
