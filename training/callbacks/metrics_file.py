@@ -66,15 +66,14 @@ class Tail:
             found += stream.readline() if found and not found.endswith(b"\n") else b""
         whole = found[: found.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [line for line in map(_parsed, whole.decode().splitlines()) if line is not None]
 
 
 def keep_until(path: Path, step: int) -> None:
     """Drops the lines of steps after `step` from a file of JSON lines, at once or not at all."""
     if not path.is_file():
         return
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    kept = [json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
@@ -91,4 +90,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON objects; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    lines = (_parsed(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n"))
+    return [line for line in lines if line is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line's object; None where it was cut short, as by a full disk, and the next one follows in the same line."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
