@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Collection
@@ -9,10 +10,13 @@ from pathlib import Path
 
 from dynamictrl.errors import ConfigError, DatasetError
 from training.config import Recipe, Run
+from training.planning.shapes import Size, base_config, clip_tokens, forward_flop
 from training.validating.validation_sampling import sampled_clips
 
 logger = logging.getLogger(__name__)
 
+CPU_FLOP_PER_SECOND = 1e12
+"""What a machine's CPUs sample with at best, in float32; an estimate."""
 SHA_IN_KEY = 16
 """Digits at the head of a clip's key that stand for its source, before a dash (as curation names clips)."""
 
@@ -36,6 +40,7 @@ def check(run: Run, trained: Collection[str]) -> None:
         logger.warning("validation_data has %d clips of the %d wanted", len(entries), settings.validation_clips)
     _check_apart(run, data, {entry.key for entry in entries}, set(trained))
     _check_gpus(run)
+    warn_of_cpus(run)
 
 
 def _check_apart(run: Run, data: Path, keys: set[str], trained: set[str]) -> None:
@@ -59,6 +64,25 @@ def _check_apart(run: Run, data: Path, keys: set[str], trained: set[str]) -> Non
 def _source(key: str) -> str:
     head, dash, _ = key.partition("-")
     return head if dash and len(head) >= SHA_IN_KEY else ""
+
+
+def warn_of_cpus(run: Run) -> None:
+    """Warns of a base that CPUs do not sample within the patience of the run's end."""
+    told = run.recipe.validation
+    if told.validation_gpus:
+        return
+    config, control = base_config(run.recipe.model.base), run.recipe.model.pose_control
+    size = Size(*dataclasses.astuple(run.recipe.clips.sizes[0]))
+    one = forward_flop(config, control, clip_tokens(size, config), config["max_text_seq_length"])
+    passes = told.validation_clips * told.validation_steps * (2 if told.validation_guidance > 1 else 1)
+    minutes = one * passes / CPU_FLOP_PER_SECOND / 60
+    if minutes > told.validation_wait_minutes:
+        logger.warning(
+            "a validation on CPUs takes %.0f hours or more here and the run's end waits %.0f minutes for it "
+            "(validation_wait_minutes): give --validation-gpus 1, or fewer validation_clips and validation_steps",
+            minutes / 60,
+            told.validation_wait_minutes,
+        )
 
 
 def workers_here(recipe: Recipe) -> int:

@@ -15,7 +15,7 @@ from dynamictrl import shards
 from dynamictrl.errors import ConfigError
 from training.checkpoints import leases, on_disk
 from training.config import Recipe, Run
-from training.recipes import tiny_on_cpu
+from training.recipes import dynamictrl_5b, mini, tiny_on_cpu
 from training.run_folder import RunFolder
 from training.samples.data import build_index
 from training.settings.validation import Validation
@@ -224,6 +224,20 @@ def test_a_validation_beside_the_training_never_takes_a_workers_gpu(
     assert gpus(0, 0.5) == "5"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun's
     assert gpus(2, 2) == "6,7"
+
+
+def test_a_real_base_that_would_be_sampled_on_cpus_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    told = Validation(validate_every=500, validation_data=tmp_path)
+
+    def warned(recipe: Recipe, told: Validation) -> bool:
+        caplog.clear()
+        run = Run(name="r", data=tmp_path, out=tmp_path, recipe=replace(recipe, validation=told))
+        validation_checks.warn_of_cpus(run)
+        return "--validation-gpus 1" in caplog.text
+
+    assert warned(dynamictrl_5b(), told)
+    assert not warned(dynamictrl_5b(), replace(told, validation_gpus=1))
+    assert not warned(mini(), told)
 
 
 def test_clips_of_a_video_that_is_trained_on_are_warned_of(
