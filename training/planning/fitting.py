@@ -115,7 +115,9 @@ def ways_out(recipe: Recipe, config: Mapping[str, Any], workers: int, memory_gib
     for more in (workers * 2**power for power in range(1, 8)):
         found = choices(_batch_for(recipe, more), config, more, memory_gib, machine)
         if found:
-            ways.append(f"{more} GPUs with {found[0].flags}")
+            batch = _batch_for(recipe, more).optimization.batch_size
+            larger_batch = f" --batch-size {batch}" if batch != recipe.optimization.batch_size else ""
+            ways.append(f"{more} GPUs with {found[0].flags}{larger_batch}")
             break
     larger = [gpu for gpu in GPUS.values() if gpu.memory_gib > memory_gib]
     for gpu in sorted(larger, key=lambda one: one.memory_gib):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_where_no_setting_fits_more_or_larger_gpus_are_named():
 
     assert "GPUs with --zero-stage 3" in refusal
     assert "(h100)" in refusal or "(h20)" in refusal or "(a100)" in refusal
+
+
+def test_more_gpus_than_the_batch_shares_are_named_with_a_batch_that_they_do():
+    five = dynamictrl_5b()
+    alone = replace(
+        five,
+        optimization=replace(five.optimization, batch_size=1),
+        workers=replace(five.workers, num_workers=1),
+    )
+    refusal = plan(alone, gpu_memory_gib=24).refusal()
+
+    assert re.search(r"(\d+) GPUs with .* --batch-size \1;", refusal)
+    assert "--batch-size" not in plan(five, gpus=1, gpu_memory_gib=24).refusal()
 
 
 def test_cross_attention_costs_more_than_a_norm():
