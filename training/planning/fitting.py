@@ -147,6 +147,8 @@ def _variants(recipe: Recipe, workers: int) -> Iterator[Recipe]:
 def _choice(
     recipe: Recipe, config: Mapping[str, Any], workers: int, memory_gib: float, machine: Machine
 ) -> Choice | None:
+    if recipe.speed.sequence_parallel > config["num_attention_heads"]:
+        return None  # each worker that shares a clip needs a head
     held = hold(recipe, config, workers, memory_gib, machine)
     if not fits(recipe, held, memory_gib):
         return None

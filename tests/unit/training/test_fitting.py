@@ -56,6 +56,17 @@ def test_what_is_offered_is_what_the_workers_will_take():
     assert plan(recipe, gpus=8, gpu_memory_gib=least + 7).fits
 
 
+def test_no_more_workers_share_a_clip_than_the_base_has_heads():
+    small = mini()
+    on_gpus = replace(
+        small,
+        optimization=replace(small.optimization, batch_size=8, micro_batch_size=1),
+        workers=replace(small.workers, device="cuda", num_workers=8),
+    )
+
+    assert {choice.sequence_parallel for choice in _choices(on_gpus, workers=8, gib=80)} == {1, 2}  # of 3 heads
+
+
 def test_a_stage_that_is_left_open_is_the_fastest_that_fits_and_always_the_same():
     recipe = dynamictrl_5b()
     left_open = replace(recipe, workers=replace(recipe.workers, zero_stage=0))
