@@ -52,11 +52,14 @@ class SkippedSamples:
             return
         line = {"key": draw.entry.key, "shard": draw.entry.shard.name, "index": draw.position, "reason": reason}
         # One write of one line: those of several workers do not mix.
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, (json.dumps(line, ensure_ascii=False) + "\n").encode())
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, (json.dumps(line, ensure_ascii=False) + "\n").encode())
+            finally:
+                os.close(descriptor)
+        except OSError as problem:  # as on a full disk: this process still counts the clip
+            logger.warning("clip %s is not in %s: %s", draw.entry.key, self._path, problem)
 
     def _on_record(self) -> set[str]:
         keys = set()
