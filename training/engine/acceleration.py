@@ -37,7 +37,7 @@ def prepare(transformer: nn.Module, recipe: Recipe, place: Place, *, precomputed
     config: Mapping[str, Any] = transformer.config  # pyright: ignore[reportAssignmentType]
     if recipe.speed.deterministic:
         make_deterministic()
-    sequence_groups.share(transformer, place)
+    sequence_groups.share(transformer, place, recipe.workers.stall_minutes)
     _choose_attention(transformer, recipe, place)
     whole = "none" if recipe.speed.recompute == "none" or place.device.type != "cuda" else "cheap"
     set_recomputation(transformer, kept(recipe, config, place, precomputed=precomputed), whole)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dynamictrl.errors import ConfigError
@@ -33,8 +34,11 @@ def check_heads(recipe: Recipe, config: Mapping[str, Any]) -> None:
         )
 
 
-def share(transformer: nn.Module, place: Place) -> None:
-    """Tells a transformer which workers share its clips; all workers must call it, once, before the first step."""
+def share(transformer: nn.Module, place: Place, stall_minutes: float) -> None:
+    """Tells a transformer which workers share its clips; all workers must call it, once, before the first step.
+
+    An exchange among them may take `stall_minutes`, as all other collectives; torch's default is shorter than that.
+    """
     if place.sequence_parallel == 1:
         return
     import torch.distributed as dist
@@ -49,7 +53,10 @@ def share(transformer: nn.Module, place: Place) -> None:
             local,
         )
     ways = place.sequence_parallel
-    groups = [dist.new_group(list(range(first, first + ways))) for first in range(0, place.size, ways)]
+    patience = timedelta(minutes=stall_minutes)
+    groups = [
+        dist.new_group(list(range(first, first + ways)), timeout=patience) for first in range(0, place.size, ways)
+    ]
     sharing: Any = transformer
     sharing.share_tokens(groups[place.data_rank])
 
