@@ -151,7 +151,10 @@ def make_engine(transformer: nn.Module, recipe: Recipe, place: Place) -> DeepSpe
 
 
 def parameter_groups(parameters: Sequence[nn.Parameter], elements: int) -> list[list[nn.Parameter]]:
-    """The parameters in their order, in groups of at least so many elements, but for the last."""
+    """The parameters in their order, in groups of at least so many elements.
+
+    A rest of fewer goes with the group before: DeepSpeed cannot take up a group again of which some worker has nothing.
+    """
     groups: list[list[nn.Parameter]] = [[]]
     held = 0
     for parameter in parameters:
@@ -160,6 +163,8 @@ def parameter_groups(parameters: Sequence[nn.Parameter], elements: int) -> list[
             held = 0
         groups[-1].append(parameter)
         held += parameter.numel()
+    if held < elements and len(groups) > 1:
+        groups[-2:] = [groups[-2] + groups[-1]]
     return groups
 
 

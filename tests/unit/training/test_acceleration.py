@@ -263,7 +263,8 @@ def test_float8_takes_the_linear_layers_of_attention_and_feed_forward_alone():
 def test_parameters_go_in_groups_of_a_size_in_their_order():
     parameters = [nn.Parameter(torch.zeros(count)) for count in (3, 4, 1, 9, 2)]
     groups = parallel.parameter_groups(parameters, 5)
-    assert [[p.numel() for p in group] for group in groups] == [[3, 4], [1, 9], [2]]
+    assert [[p.numel() for p in group] for group in groups] == [[3, 4], [1, 9, 2]]
+    assert [len(group) for group in parallel.parameter_groups(parameters[:1], 5)] == [1]
 
 
 @pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 2), ("bf16", 2), ("bf16", 1)])
