@@ -189,8 +189,8 @@ def test_losses_by_timestep_are_those_of_the_step_and_parts_without_a_sample_are
 
 
 def test_a_step_takes_one_collective_of_ours(watched: Watched):
-    assert watched.collectives["training/watching/meter.py"] == 3
-    assert watched.collectives["training/watching/guard.py"] == 0
+    assert watched.collectives["watching/meter.py"] == 3
+    assert watched.collectives["watching/guard.py"] == 0
 
 
 def test_the_times_of_the_phases_make_up_the_step(watched: Watched):
