@@ -188,13 +188,6 @@ def set_learning_rate(engine: DeepSpeedEngine, value: float) -> None:
         group["lr"] = value
 
 
-def mean_over_workers(values: list[float], device: torch.device) -> list[float]:
-    """Each value's mean over all workers."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return (tensor / dist.get_world_size()).tolist()
-
-
 def gather_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
     """The whole transformer's weights in host memory on the first worker, None on the others; all must call it."""
     import deepspeed

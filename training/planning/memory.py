@@ -246,7 +246,7 @@ def _encoder_activations(job: _Job) -> float:
     return pixels * per_pixel * job.weight / 2
 
 
-def sums_in_float32(recipe: Recipe, workers: int) -> bool:
+def sums_in_float32(recipe: Recipe) -> bool:
     """Whether gradients are added up in float32 beside weights in bfloat16."""
     return recipe.workers.precision == "bf16"
 
@@ -254,7 +254,7 @@ def sums_in_float32(recipe: Recipe, workers: int) -> bool:
 def _gradients(job: _Job, done: float) -> float:
     """Bytes of gradients once this share of the blocks has its own; 0.0 is before the backward pass."""
     trained, workers, stage = job.trained, job.workers, job.recipe.workers.zero_stage
-    summed = sums_in_float32(job.recipe, workers)
+    summed = sums_in_float32(job.recipe)
     width = 4 if summed else job.weight
     if stage == 3:
         return 0 if job.recipe.workers.offload_optimizer else width * trained / workers  # allocated at the start
@@ -276,7 +276,7 @@ def _step(job: _Job) -> dict[str, float]:
     """During the optimizer's step: gradients, and one group's in float32 where they were not."""
     workers = job.recipe.workers
     own = job.trained / job.workers / job.groups
-    converts = not sums_in_float32(job.recipe, job.workers) and not workers.offload_optimizer
+    converts = not sums_in_float32(job.recipe) and not workers.offload_optimizer
     per_element = 4 + (job.weight if job.weight != 4 else 0)
     return {"gradients": _gradients(job, 1.0), "gradients in float32": own * per_element if converts else 0}
 
@@ -316,7 +316,7 @@ def _buckets(job: _Job) -> float:
         return 0  # reserved by the system only as far as they are written
     if workers.zero_stage == 3:
         return REDUCE_BUCKET * job.weight
-    if workers.zero_stage == 1 and sums_in_float32(job.recipe, job.workers) and not workers.offload_optimizer:
+    if workers.zero_stage == 1 and sums_in_float32(job.recipe) and not workers.offload_optimizer:
         return REDUCE_BUCKET * 4 if job.workers > 1 else 0
     return (2 if job.workers > 1 else 1) * REDUCE_BUCKET * job.weight
 
