@@ -14,6 +14,7 @@ from diffusers import (
     CogVideoXDPMScheduler,
     DiffusionPipeline,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -24,9 +25,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynamictrl import conditioning, long_videos, weights
 from dynamictrl import latents as latent_space
+from dynamictrl.acceleration import EXACT, Shortcuts
+from dynamictrl.acceleration.float8_linear import multiplying_in_8_bits
+from dynamictrl.acceleration.step_cache import StepCache
 from dynamictrl.conventions import Compatibility, Conventions, advance, conventions_named
 from dynamictrl.errors import InputError
 from dynamictrl.geometry import check_num_frames, check_size
+from dynamictrl.guidance import BothBranches
 from dynamictrl.lora import LoraLoading
 from dynamictrl.objective import ofs_for
 from dynamictrl.positions import rotary_positions
@@ -78,7 +83,11 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         )
         self.register_to_config(image_latent_rule=image_latent_rule)
         self.video_processor = VideoProcessor(vae_scale_factor=8)
+        self.guidance = BothBranches()
+        """How both branches of guidance are computed; `guidance.SharedBranches` does it on two devices."""
         self._interrupt = False
+        self.step_caches: list[StepCache] = []
+        """Of the last call, one a window: which steps were computed; none where all were."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any):  # noqa: ANN401
@@ -153,12 +162,17 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         self, prompt: Sequence[str], negative_prompt: Sequence[str], guided: bool, copies: int = 1
     ) -> Tensor:
         """Embeddings [B * copies, tokens, width]; when guided, the negative ones come first and double the batch."""
-        length = self.transformer.config["max_text_seq_length"]
         texts = [*negative_prompt, *prompt] if guided else list(prompt)
+        embeds = {text: self.embed_text(text) for text in dict.fromkeys(texts)}
+        return torch.cat([embeds[text] for text in texts]).repeat_interleave(copies, dim=0)
+
+    def embed_text(self, text: str) -> Tensor:
+        """One text's embedding [1, tokens, width] in the transformer's type; alone, so that no neighbour rounds it."""
+        length = self.transformer.config["max_text_seq_length"]
         # Under CPU offload the encoder is elsewhere until it runs: the device is the pipeline's to know.
         device = self._execution_device
-        embeds = conditioning.encode_prompt(self.tokenizer, self.text_encoder, texts, length, device=device)
-        return embeds.to(self.transformer.dtype).repeat_interleave(copies, dim=0)
+        embeds = conditioning.encode_prompt(self.tokenizer, self.text_encoder, [text], length, device=device)
+        return embeds.to(self.transformer.dtype)
 
     def prepare_latents(
         self,
@@ -178,7 +192,7 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         image_pixels = way.reference(image, *pose_frames.shape[1:3]).to(device)
         rule = way.image_latent_rule(self.config["image_latent_rule"])
         image_latents = conditioning.reference_latents(
-            self.vae, image_pixels, plan.length, generator=generator, rule=rule
+            self.vae, image_pixels, plan.length, generator=generator, rule=rule, posterior=self.posterior
         )
         pose_latents = [
             self._encode_pose(conditioning.to_pixels(pose_frames[plan.frames(window)]).to(device), generator)
@@ -204,7 +218,11 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
     def _encode_pose(self, pixels_BCFHW: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.pose_encoder is not None:
             return self.pose_encoder(pixels_BCFHW.to(self.transformer.dtype))
-        return latent_space.encode(self.vae, pixels_BCFHW, generator=generator)
+        return latent_space.encode(self.vae, pixels_BCFHW, generator=generator, posterior=self.posterior)
+
+    def posterior(self, pixels_BCFHW: Tensor) -> DiagonalGaussianDistribution:
+        """What the VAE makes of pixels, before anything is drawn from it: the same for every seed."""
+        return latent_space.posterior(self.vae, pixels_BCFHW)
 
     @torch.no_grad()
     def __call__(
@@ -230,6 +248,7 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         window_overlap: int | None = None,
         use_dynamic_cfg: bool = False,
         compatibility: Compatibility = "none",
+        shortcuts: Shortcuts = EXACT,
     ) -> DynamiCtrlPipelineOutput | tuple[Any]:
         """One clip per prompt and copy, of exactly `num_frames` frames.
 
@@ -238,35 +257,25 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         Guidance (classifier-free, above 1) is on the text alone: image and pose are in both halves. A clip longer than
         `window_frames` (the base's own length by default) is rendered in windows that share `window_overlap` frames
         (`long_videos.plan_windows`). `use_dynamic_cfg` lets guidance fall from step to step. `compatibility="released"`
-        computes what the published inference does, its lag of three frames included (`conventions.Released`). Raises
-        InputError for sizes that are no multiple of 16, counts other than 4k + 1, and too few poses.
+        computes what the published inference does, its lag of three frames included (`conventions.Released`);
+        `shortcuts` trade exactness for time (`acceleration`). Raises InputError for sizes that are no multiple of 16,
+        counts other than 4k + 1, and too few poses.
         """
         way = conventions_named(compatibility)
         pose_frames = conditioning.as_frames(pose_video)
-        height = height or int(pose_frames.shape[1])
-        width = width or int(pose_frames.shape[2])
+        height, width = height or int(pose_frames.shape[1]), width or int(pose_frames.shape[2])
         num_frames = num_frames or len(pose_frames)
         self.check_inputs(
-            image,
-            prompt,
-            negative_prompt,
-            height,
-            width,
-            num_frames,
-            num_inference_steps,
-            num_videos_per_prompt,
-            generator,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+            image, prompt, negative_prompt, height, width, num_frames, num_inference_steps, num_videos_per_prompt,
+            generator, output_type, callback_on_step_end_tensor_inputs
+        )  # fmt: skip
         plan = way.plan(num_frames, self.transformer.config, window_frames, window_overlap)
         pose_frames = way.poses(pose_frames, plan, height, width)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-
+        prompts, negatives = _listed(prompt, negative_prompt)
         self._interrupt = False
         try:
-            with way.applied(self):
+            with way.applied(self), multiplying_in_8_bits(self.transformer, shortcuts.float8):
+                self.step_caches = shortcuts.step_caches(plan.count, num_inference_steps, self.guidance.group)
                 prompt_embeds = self.encode_prompt(prompts, negatives, guidance_scale > 1, num_videos_per_prompt)
                 clips = len(prompts) * num_videos_per_prompt
                 prepared = self.prepare_latents(image, pose_frames, clips, generator, latents, plan, way)
@@ -328,7 +337,6 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
             "attention_kwargs": attention_kwargs,
             "return_dict": False,
         }
-        controls = [torch.cat([pose] * (2 if guided else 1)) for pose in pose_latents]
         previous_clean = None
         with self.progress_bar(total=len(timesteps)) as progress:  # pyright: ignore[reportCallIssue]
             for i, timestep in enumerate(timesteps):
@@ -336,7 +344,7 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
                 if guided and use_dynamic_cfg:
                     scale = way.dynamic_scale(guidance_scale, i, float(timestep), num_inference_steps)
                 told = {"encoder_hidden_states": prompt_embeds, "timestep": timestep, **fixed}
-                v = plan.blend(latents, partial(self._predict, image_latents, controls, scale, told))
+                v = plan.blend(latents, partial(self._predict, image_latents, pose_latents, scale, told))
                 stepped, previous_clean = advance(self.scheduler, v, i, timesteps, latents, previous_clean, generator)
                 stepped = way.last_step(stepped, previous_clean) if i == len(timesteps) - 1 else stepped
                 latents = stepped.to(latents.dtype)
@@ -359,14 +367,18 @@ class DynamiCtrlPipeline(LoraLoading, DiffusionPipeline):
         window: int,
         latents: Tensor,
     ) -> Tensor:
-        """v of one window in float32; guided unless the scale is None. `controls` and `told` fit the doubled batch."""
+        """v of one window in float32; guided unless the scale is None. `told` fits the doubled batch."""
         joined = torch.cat([latents.to(image_latents.dtype), image_latents], dim=2)
-        joined = torch.cat([joined] * (1 if guidance_scale is None else 2))
-        told = {**told, "timestep": told["timestep"].expand(len(joined))}
         # What a transformer caches from step to step is one window's.
+        if self.step_caches:
+            told["step_cache"] = self.step_caches[window]
         with self.transformer.cache_context("cond_uncond" if len(controls) == 1 else f"window_{window}"):
-            v = self.transformer(hidden_states=joined, control_hidden_states=controls[window], **told)[0].float()
-        if guidance_scale is None:
-            return v
-        v_without, v_with = v.chunk(2)
-        return v_without + guidance_scale * (v_with - v_without)
+            return self.guidance.predict(self.transformer, joined, controls[window], told, guidance_scale)
+
+
+def _listed(prompt: str | Sequence[str], negative_prompt: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """As many prompts as negative ones."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if isinstance(negative_prompt, str):
+        return prompts, [negative_prompt] * len(prompts)
+    return prompts, list(negative_prompt)

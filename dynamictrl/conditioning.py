@@ -114,10 +114,12 @@ def reference_latents(
     generator: torch.Generator | None = None,
     sample: bool = True,
     rule: latents.ImageLatentRule = "base",
+    posterior: latents.Posterior | None = None,
 ) -> Tensor:
     """Latents [B, num_latent_frames, C, h, w]: the image's (pixels in [-1, 1]) first, zeros after it."""
     scale = latents.image_latent_scale(vae.config, rule)
-    first = latents.encode(vae, image_BCHW[:, :, None], generator=generator, sample=sample, scale=scale)
+    draw = {"generator": generator, "sample": sample, "posterior": posterior}
+    first = latents.encode(vae, image_BCHW[:, :, None], scale=scale, **draw)
     rest = first.new_zeros(first.shape[0], num_latent_frames - 1, *first.shape[2:])
     return torch.cat([first, rest], dim=1)
 

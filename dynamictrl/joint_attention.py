@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from diffusers.models.attention import Attention
 from torch import Tensor
 
+from dynamictrl.acceleration.float8_linear import together
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the video tokens' positions, each [S, K]."""
 
@@ -30,6 +32,9 @@ class JointAttention:
     heads_first = False
     """Whether the attention gets each head's tokens side by side, [B, N, T, K], instead of each token's heads. The same
     numbers; copies at both ends for a kernel that reads the faster."""
+
+    kernel = "torch"
+    """Whose attention runs: `torch`'s, or one of ours by its name (`attention`)."""
 
     def __call__(
         self,
@@ -44,7 +49,8 @@ class JointAttention:
         layers: Any = attn
         text_length = encoder_hidden_states.shape[1]
         joined = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        q, k, v = (layer(joined).unflatten(-1, (attn.heads, -1)) for layer in (layers.to_q, layers.to_k, layers.to_v))
+        made = together(joined, layers.to_q, layers.to_k, layers.to_v)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in made)
         if layers.norm_q is not None:
             q, k = layers.norm_q(q), layers.norm_k(k)
         if image_rotary_emb is not None:
@@ -59,7 +65,30 @@ class JointAttention:
         q, k, v = (x.transpose(1, 2) for x in (q_BTNK, k_BTNK, v_BTNK))
         if self.heads_first:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attention(q, k, v, self.kernel).transpose(1, 2).flatten(2)
+
+
+def attention(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, kernel: str) -> Tensor:
+    """Softmax attention of all tokens, by torch or by a kernel of ours, which has no backward pass."""
+    if kernel == "torch":
+        return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK)
+    return own_attention(q_BNTK, k_BNTK, v_BNTK, kernel)
+
+
+@torch.library.custom_op("dynamictrl::attention", mutates_args=())
+def own_attention(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, kernel: str) -> Tensor:
+    """Our kernel of this name; one operator to the compiler, which looks into none of them."""
+    if q_BNTK.device.type != "cuda" or torch.cuda.get_device_capability(q_BNTK.device) < (9, 0):
+        raise RuntimeError(f"attention kernel {kernel} needs a Hopper GPU; choose another")
+    from dynamictrl.acceleration import triton_attention
+
+    return triton_attention.attend(q_BNTK, k_BNTK, v_BNTK)
+
+
+@own_attention.register_fake
+def _(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, kernel: str) -> Tensor:
+    batch, heads, tokens, width = q_BNTK.shape
+    return q_BNTK.new_empty((batch, tokens, heads, width)).transpose(1, 2)
 
 
 def whole_table(rotary: Rotary, text_length: int) -> Rotary:

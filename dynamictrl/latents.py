@@ -11,11 +11,12 @@ Shape suffixes: B batch, F frames (of pixels or latents), C channels, H W size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from dynamictrl.errors import ConfigError, InputError
@@ -30,6 +31,10 @@ flag off all three multiply.
 """
 
 
+Posterior = Callable[[Tensor], DiagonalGaussianDistribution]
+"""From pixels BCFHW in [-1, 1] to what the VAE makes of them."""
+
+
 def image_latent_scale(vae_config: Mapping[str, Any], rule: ImageLatentRule = "base") -> float:
     """The factor from the VAE's latent of the reference image to what the transformer sees."""
     if rule not in get_args(ImageLatentRule):
@@ -40,6 +45,11 @@ def image_latent_scale(vae_config: Mapping[str, Any], rule: ImageLatentRule = "b
     return 1.0 if rule == "unscaled" else 1 / scale
 
 
+def posterior(vae: AutoencoderKLCogVideoX, pixels_BCFHW: Tensor) -> DiagonalGaussianDistribution:
+    """What the VAE makes of pixels, before anything is drawn from it; in the VAE's own type."""
+    return vae.encode(pixels_BCFHW.to(vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def encode(
     vae: AutoencoderKLCogVideoX,
     pixels_BCFHW: Tensor,
@@ -47,18 +57,23 @@ def encode(
     generator: torch.Generator | None = None,
     sample: bool = True,
     scale: float | None = None,
+    posterior: Posterior | None = None,
 ) -> Tensor:
     """Pixels in [-1, 1] to latents BFCHW, times the VAE's scaling factor or `scale`.
 
     F is 1 or 4k + 1 and gives 1 or k + 1 latent frames. `sample` draws from the posterior, as in training; False takes
-    its mean. Pixels and VAE are on one device (the VAE's own, unless it is offloaded).
+    its mean. Pixels and VAE are on one device (the VAE's own, unless it is offloaded). `posterior` takes the place of
+    the VAE's pass, where its result may be known already.
     """
     frames = pixels_BCFHW.shape[2]
     if frames % FRAMES_PER_LATENT != 1:
         raise InputError(f"{frames} frames cannot be encoded; the count must be 4k + 1", code="bad_num_frames")
-    posterior = vae.encode(pixels_BCFHW.to(vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
-    latents_BCFHW = posterior.sample(generator) if sample else posterior.mode()
+    found = posterior(pixels_BCFHW) if posterior is not None else _posterior(vae, pixels_BCFHW)
+    latents_BCFHW = found.sample(generator) if sample else found.mode()
     return latents_BCFHW.transpose(1, 2) * (float(vae.config["scaling_factor"]) if scale is None else scale)
+
+
+_posterior = posterior  # `encode` has a parameter of the name
 
 
 def decode(vae: AutoencoderKLCogVideoX, latents_BFCHW: Tensor, num_frames: int) -> Tensor:

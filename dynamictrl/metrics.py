@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamictrl.errors import InputError
-from dynamictrl.pose import (
+from dynamictrl.poses.pose import (
     BODY,
     FACE,
     LEFT_HAND,

@@ -3,6 +3,9 @@
 A pose can enter at three places: at the input, before a block's attention, after it. `PoseControl` leaves all three
 alone; a variant overrides what it changes, so the model calls every place always and has no branch.
 
+Under guidance the video's batch is the poses' batch several times over, at one timestep: a stream that depends on pose
+and timestep alone is then computed once and serves every branch (`for_branches`).
+
 Shape suffixes: B batch, F latent frames, C channels, H W latent size, S video tokens, D model width,
                 T time-embedding width.
 """
@@ -18,6 +21,16 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from dynamictrl.errors import ConfigError
+
+
+def for_branches(pose: Tensor, video: Tensor) -> Tensor:
+    """The poses beside a batch of guidance's branches, each of all clips in order; one clip's is left to broadcast.
+
+    The batch of `video` is a multiple of that of `pose`.
+    """
+    if len(pose) in (1, len(video)):
+        return pose
+    return pose.repeat(len(video) // len(pose), *[1] * (pose.ndim - 1))
 
 
 class PoseControl(nn.Module):
@@ -65,9 +78,9 @@ class PoseAdaptiveLayerNorm(PoseControl):
         self, video_BSD: Tensor, pose_BSD: Tensor | None, time_BT: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         assert pose_BSD is not None
-        modulated_BSD, gate = self.modulate(pose_BSD, time_BT)
+        modulated_BSD, gate = self.modulate(pose_BSD, time_BT[: len(pose_BSD)])
         # The modulated pose is passed on, as the released weights expect; equation 4 can be read otherwise.
-        return video_BSD + modulated_BSD, modulated_BSD * (1 + gate)
+        return video_BSD + for_branches(modulated_BSD, video_BSD), modulated_BSD * (1 + gate)
 
     def modulate(self, pose_BSD: Tensor, time_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The rescaled pose of equation 3, and the gate [B, 1, D] of equation 4."""
@@ -93,8 +106,8 @@ class ResidualPoseAdaptiveLayerNorm(PoseAdaptiveLayerNorm):
         self, video_BSD: Tensor, pose_BSD: Tensor | None, time_BT: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         assert pose_BSD is not None
-        modulated_BSD, gate = self.modulate(pose_BSD, time_BT)
-        return video_BSD + modulated_BSD, pose_BSD + gate * modulated_BSD
+        modulated_BSD, gate = self.modulate(pose_BSD, time_BT[: len(pose_BSD)])
+        return video_BSD + for_branches(modulated_BSD, video_BSD), pose_BSD + gate * modulated_BSD
 
 
 class PoseCrossAttention(PoseControl):
@@ -115,7 +128,9 @@ class PoseCrossAttention(PoseControl):
         )
 
     def after_attention(self, video_BSD: Tensor, pose_BSD: Tensor | None) -> Tensor:
-        return video_BSD + self.attention(video_BSD, encoder_hidden_states=pose_BSD)
+        assert pose_BSD is not None
+        asked = for_branches(pose_BSD, video_BSD).expand(len(video_BSD), -1, -1)
+        return video_BSD + self.attention(video_BSD, encoder_hidden_states=asked)
 
     @torch.no_grad()
     def silence(self) -> None:
@@ -130,6 +145,7 @@ class UnifiedVisionTokens(PoseControl):
 
     @staticmethod
     def join(video_BFCHW: Tensor, pose_BFCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        pose_BFCHW = for_branches(pose_BFCHW, video_BFCHW).expand(len(video_BFCHW), -1, -1, -1, -1)
         return torch.cat([video_BFCHW, pose_BFCHW], dim=2), None
 
 
@@ -139,7 +155,7 @@ class DirectAddition(PoseControl):
     @staticmethod
     def at_input(video_BSD: Tensor, pose_BSD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert pose_BSD is not None
-        return video_BSD + pose_BSD, None
+        return video_BSD + for_branches(pose_BSD, video_BSD), None
 
 
 POSE_CONTROLS: dict[str, type[PoseControl]] = {

@@ -22,12 +22,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import Attention
 from torch import Tensor, nn
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.joint_attention import JointAttention, Rotary
+from dynamictrl.joint_attention import JointAttention, Rotary, attention
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -61,6 +60,10 @@ class WholeClip:
     def gather(self, patches_BSD: Tensor) -> Tensor:
         """All video tokens' predictions, from this rank's."""
         return patches_BSD
+
+    def agree(self, sums: Tensor) -> Tensor:
+        """Sums over all tokens, from those over this rank's."""
+        return sums
 
 
 class SharedClip(WholeClip):
@@ -100,18 +103,29 @@ class SharedClip(WholeClip):
     def gather(self, patches_BSD: Tensor) -> Tensor:
         return _Gather.apply(patches_BSD, self._video, self._rank, self._name)  # pyright: ignore[reportReturnType]
 
+    def agree(self, sums: Tensor) -> Tensor:
+        under_way = torch.ops._c10d_functional.all_reduce(sums, "sum", self._name)
+        return torch.ops._c10d_functional.wait_tensor(under_way)
+
     def attend(
-        self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, *, with_text: bool, heads_first: bool = False
+        self,
+        q_BTNK: Tensor,
+        k_BTNK: Tensor,
+        v_BTNK: Tensor,
+        *,
+        with_text: bool,
+        heads_first: bool = False,
+        kernel: str = "torch",
     ) -> Tensor:
         """Attention of this rank's tokens among everybody's, [B, T, D]; queries and keys are of the same tokens.
 
-        `heads_first` as `JointAttention`'s.
+        `heads_first` and `kernel` as `JointAttention`'s.
         """
         counts = self._joint if with_text else self._video
         q, k, v = self.to_heads(q_BTNK, k_BTNK, v_BTNK, counts)
         if heads_first:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        return self.to_tokens(F.scaled_dot_product_attention(q, k, v), counts)
+        return self.to_tokens(attention(q, k, v, kernel), counts)
 
     def to_heads(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, ...]:
         """From some tokens of all heads to all tokens of some heads, [B, N, T, K], in one exchange.
@@ -147,7 +161,9 @@ class SharedJointAttention(JointAttention):
         self._clip = clip
 
     def attend(self, q_BTNK: Tensor, k_BTNK: Tensor, v_BTNK: Tensor) -> Tensor:
-        return self._clip.attend(q_BTNK, k_BTNK, v_BTNK, with_text=True, heads_first=self.heads_first)
+        return self._clip.attend(
+            q_BTNK, k_BTNK, v_BTNK, with_text=True, heads_first=self.heads_first, kernel=self.kernel
+        )
 
 
 class SharedCrossAttention:

@@ -35,6 +35,8 @@ from dynamictrl.sequence_parallel import WholeClip, share_tokens
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from dynamictrl.acceleration.step_cache import StepCache
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the video tokens' positions, each [S, head width]."""
 
@@ -227,13 +229,16 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         image_rotary_emb: Rotary | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        step_cache: StepCache | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predicts v for every latent frame.
 
         `hidden_states` [B, F, C, H, W]: noisy video and reference image on channels. `encoder_hidden_states`
         [B, L, text width]. `timestep` [B], 0 to 999. `control_hidden_states` [B, F, latent channels, H, W]: the pose
-        latents, not repeated. `ofs` [1]: 2.0 on a 1.5 base. With `patch_size_t`, F must be its multiple
-        (`latents.pad_front`). The sample is [B, F, latent channels, H, W].
+        latents, not repeated; where B holds both branches of guidance, one branch's will do, and what depends on pose
+        and timestep alone is computed once. `ofs` [1]: 2.0 on a 1.5 base. With `patch_size_t`, F must be its multiple
+        (`latents.pad_front`). `step_cache` lets steps that differ little share their work. The sample is [B, F, latent
+        channels, H, W].
         """
         video_BFCHW, pose_BFCHW = self.control.join(hidden_states, control_hidden_states)
         text_length = encoder_hidden_states.shape[1]
@@ -242,22 +247,42 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         text_BLD, video_BSD = _own(tokens[:, :text_length]), _own(tokens[:, text_length:])
         pose_BSD = None
         if pose_BFCHW is not None:
-            pose_BSD = _own(self._embed_patches(encoder_hidden_states, pose_BFCHW)[:, text_length:])
+            text = encoder_hidden_states[: len(pose_BFCHW)]
+            pose_BSD = _own(self._embed_patches(text, pose_BFCHW)[:, text_length:])
 
         video_BSD, pose_BSD = self.control.at_input(video_BSD, pose_BSD)
         mine = self._clip.split((video_BSD, text_BLD, pose_BSD, image_rotary_emb))
-        video_BSD, text_BLD, pose_BSD, image_rotary_emb = mine
-        recompute: Any = self._gradient_checkpointing_func
-        for block in self.transformer_blocks:
-            inputs = (video_BSD, text_BLD, pose_BSD, time_BT, image_rotary_emb, attention_kwargs or {})
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                video_BSD, text_BLD, pose_BSD = recompute(block, *inputs)
-            else:
-                video_BSD, text_BLD, pose_BSD = block(*inputs)
-
+        video_BSD, text_BLD, pose_BSD, rotary = mine
+        video_BSD = self._blocks(video_BSD, text_BLD, pose_BSD, time_BT, rotary, attention_kwargs or {}, step_cache)
         video_BSD = self.norm_out(self.norm_final(video_BSD), temb=time_BT)
         sample_BFCHW = self._unpatchify(self._clip.gather(self.proj_out(video_BSD)), hidden_states.shape)
         return Transformer2DModelOutput(sample=sample_BFCHW) if return_dict else (sample_BFCHW,)
+
+    def _blocks(
+        self,
+        video_BSD: Tensor,
+        text_BLD: Tensor,
+        pose_BSD: Tensor | None,
+        time_BT: Tensor,
+        rotary: Rotary | None,
+        attention_kwargs: dict[str, Any],
+        step_cache: StepCache | None,
+    ) -> Tensor:
+        """The video tokens after all blocks, or after the first and what the others added in an earlier step."""
+        recompute: Any = self._gradient_checkpointing_func
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
+        before_BSD, after_first_BSD = video_BSD, None
+        for i, block in enumerate(self.transformer_blocks):
+            inputs = (video_BSD, text_BLD, pose_BSD, time_BT, rotary, attention_kwargs)
+            video_BSD, text_BLD, pose_BSD = recompute(block, *inputs) if checkpointed else block(*inputs)
+            if i == 0 and step_cache is not None:
+                rest_BSD = step_cache.rest(video_BSD - before_BSD, self._clip.agree)
+                if rest_BSD is not None:
+                    return video_BSD + rest_BSD
+                after_first_BSD = video_BSD
+        if step_cache is not None and after_first_BSD is not None:
+            step_cache.keep(video_BSD - after_first_BSD)
+        return video_BSD
 
     def _embed_time(self, timestep: Tensor, ofs: Tensor | None, dtype: torch.dtype) -> Tensor:
         time_BT = self.time_embedding(self.time_proj(timestep).to(dtype))
@@ -304,7 +329,7 @@ class DynamiCtrlTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, first {keys[0]}" for kind, keys in wrong.items())
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} does not hold this model: {listed}. A folder of a CogVideoX base is "
-                f"taken up with dynamictrl.base_weights.from_base or `python -m training convert` instead.",
+                f"taken up with dynamictrl.conversion.base_weights.from_base or `python -m training convert` instead.",
                 code="weights_mismatch",
             )
         return (model, info) if wants_info else model

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-# One thread pool per process: the tests run on small machines, beside Ray workers.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+if TYPE_CHECKING:
+    from tests.postgres import LocalPostgres
+
+# Tiny tensors gain nothing from threads, and two threads that wait for each other on cores that are busy lose much.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's workers would give way to whatever else runs, and `make test` runs the other half of the tests beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -26,12 +33,37 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local Ray for the whole test session."""
+    """One local Ray for the whole test session, whatever other Ray a broken test left behind."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[LocalPostgres]:
+    """One PostgreSQL server for the whole test session; its database `fresh` has the service's tables, empty."""
+    from serving.jobs.database import open_database
+    from tests.postgres import LocalPostgres
+
+    server = LocalPostgres()
+    server.start()
+    open_database(server.new_database("fresh")).dispose()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of a server on this machine that speaks the S3 protocol."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +95,9 @@ def person_and_pose(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     import numpy as np
     from PIL import Image
 
-    from dynamictrl.pose import NUM_KEYPOINTS, RIGHT_WRIST, PoseSequence
-    from dynamictrl.pose_drawing import draw_pose
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
+    from dynamictrl.poses.pose import NUM_KEYPOINTS, RIGHT_WRIST, PoseSequence
+    from dynamictrl.poses.pose_drawing import draw_pose
 
     folder = tmp_path_factory.mktemp("person_and_pose")
     frames = 17
@@ -87,9 +119,9 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import numpy as np
 
-    from dynamictrl import shards
+    from dynamictrl.media.video import encode_video
     from dynamictrl.mini.marionettes import sample_clip
-    from dynamictrl.video import encode_video
+    from dynamictrl.samples import shards
 
     root = tmp_path_factory.mktemp("data") / "set"
     samples = []

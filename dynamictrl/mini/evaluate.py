@@ -30,7 +30,7 @@ from dynamictrl.animation import DynamiCtrlPipeline
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
 from dynamictrl.mini.prompt_quality import follows_prompt
 from dynamictrl.mini.stream import FPS, HEIGHT, HELD_OUT_SEED, NUM_FRAMES, WIDTH
-from dynamictrl.pose_drawing import draw_pose
+from dynamictrl.poses.pose_drawing import draw_pose
 
 logger = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]
@@ -121,7 +121,7 @@ def main() -> None:
     make = partial(generate, pipeline, steps=options.steps, guidance=options.guidance)
     estimator = None
     if options.pose_model:
-        from dynamictrl.dwpose import PoseEstimator
+        from dynamictrl.poses.dwpose import PoseEstimator
 
         estimator = PoseEstimator(options.pose_model)
     means, sheets = measure(make, [held_out_clip(index) for index in range(options.clips)], estimator)

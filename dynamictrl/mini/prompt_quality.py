@@ -21,8 +21,8 @@ from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
 from dynamictrl.mini.marionettes.character import CLOTH_COLOURS
 from dynamictrl.mini.marionettes.scene import WALL_COLOURS
 from dynamictrl.mini.stream import FPS, HEIGHT, HELD_OUT_SEED, NUM_FRAMES, WIDTH
-from dynamictrl.pose import LEFT_HIP, RIGHT_HIP
-from dynamictrl.pose_drawing import draw_pose
+from dynamictrl.poses.pose import LEFT_HIP, RIGHT_HIP
+from dynamictrl.poses.pose_drawing import draw_pose
 
 logger = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]

@@ -47,7 +47,7 @@ class Example:
 def draw_example(seed: int, index: int) -> Example:
     """Marionette number `index` of a seed, at the mini family's size and rate."""
     from dynamictrl.mini.marionettes import sample_clip
-    from dynamictrl.pose_drawing import draw_pose
+    from dynamictrl.poses.pose_drawing import draw_pose
 
     clip = sample_clip(np.random.default_rng([seed, index]), NUM_FRAMES, HEIGHT, WIDTH, FPS)
     masks = clip.persons | np.where(clip.clothes > 0, np.uint8(CLOTHES), np.uint8(0))

@@ -16,7 +16,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXImageToVideoPipeline
 
 from dynamictrl.animation import DynamiCtrlPipeline
-from dynamictrl.base_weights import from_base
+from dynamictrl.conversion.base_weights import from_base
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Settings, train
 from dynamictrl.mini.flags import add_settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynamictrl.pose import BODY, VISIBLE, PoseSequence
+from dynamictrl.poses.pose import BODY, VISIBLE, PoseSequence
 from dynamictrl.quality.camera import CameraPath, camera_path
 from dynamictrl.quality.overlay import overlay
 from dynamictrl.quality.people import TRUNK, Array, main_person

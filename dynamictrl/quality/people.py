@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.pose import (
+from dynamictrl.poses.pose import (
     BODY,
     FACE,
     LEFT_ANKLE,

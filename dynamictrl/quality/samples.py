@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.video import iter_frames
-from dynamictrl.video_stream import VideoSource
+from dynamictrl.media.video import iter_frames
+from dynamictrl.media.video_stream import VideoSource
 
 SMALL_SIDE = 160
 """Pixels of the shorter side of the small pictures: motion and light need no more."""

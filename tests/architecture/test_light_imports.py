@@ -11,8 +11,8 @@ HEAVY = {"torch", "ray", "diffusers", "transformers", "deepspeed", "mlflow", "vl
 LIGHT_MODULES = [
     "dynamictrl",
     "dynamictrl.errors",
-    "dynamictrl.pose",
-    "dynamictrl.shards",
+    "dynamictrl.poses.pose",
+    "dynamictrl.samples.shards",
     "dynamictrl.weights",
     "pipelines.recipes",
     "pipelines.__main__",
@@ -23,6 +23,8 @@ LIGHT_MODULES = [
     "serving.config",
     "serving.recipes",
     "serving.__main__",
+    "serving.client",
+    "serving.client.command",
 ]
 HELP = [
     ("pipelines", "--help"),
@@ -38,6 +40,8 @@ HELP = [
     ("serving", "--help"),
     ("serving", "up", "--help"),
     ("serving", "animate", "--help"),
+    ("serving", "key", "create", "--help"),
+    ("serving", "webhook", "replay", "--help"),
 ]
 REPORT_LOADED = """
 import json, sys, resource

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from dynamictrl.captioning import caption_problem
+from dynamictrl.captions.captioning import caption_problem
+from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 from dynamictrl.mini.captioner.wording import accuracy, canonical_caption, right_attributes
 from dynamictrl.mini.marionettes import sample_clip
 from dynamictrl.mini.stream import FPS, HEIGHT, HELD_OUT_SEED, NUM_FRAMES, WIDTH
-from dynamictrl.qwen_captioning import Qwen2VLCaptioner
 
 logger = logging.getLogger(__name__)
 

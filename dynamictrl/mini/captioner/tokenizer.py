@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dynamictrl.captioning import DEFAULT_PROMPT
+from dynamictrl.captions.captioning import DEFAULT_PROMPT
 from dynamictrl.mini.captioner.wording import every_word
 
 PADDING, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -32,7 +32,7 @@ from dynamictrl.mini.marionettes.score import Motion
 from dynamictrl.mini.marionettes.shapes import Array, Brush, Part, View
 from dynamictrl.mini.marionettes.skeleton import Body, pose_body
 from dynamictrl.mini.marionettes.truth import boxes_of, keypoints_of, score_points
-from dynamictrl.pose import PoseSequence
+from dynamictrl.poses.pose import PoseSequence
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dynamictrl.mini.marionettes.head import ear_and_eye_points, landmarks
 from dynamictrl.mini.marionettes.score import Motion
 from dynamictrl.mini.marionettes.shapes import Array, Layer, Part, View
 from dynamictrl.mini.marionettes.skeleton import Body
-from dynamictrl.pose import FACE, FEET, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
+from dynamictrl.poses.pose import FACE, FEET, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
 
 HIDDEN = 0.5
 HIDDEN_DETAIL = 0.2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
+from dynamictrl.poses.pose import NUM_KEYPOINTS, PoseSequence
 
 if TYPE_CHECKING:
     from dynamictrl.mini.marionettes.clip import MarionetteClip
@@ -44,7 +44,7 @@ def write_marionettes(
 
 
 def _write_one(path: Path, seed: int, index: int) -> Path:
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
 
     rng = np.random.default_rng([seed, index])
     # The sizes take turns so that even a few videos show several.

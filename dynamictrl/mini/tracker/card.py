@@ -12,7 +12,7 @@ and 8, a memory of four frames), trained from nothing by this project on *marion
 known. It is `mini`: it is not Meta's SAM 2 and knows nothing but marionettes. It wants a box and points on the person
 on one frame; other prompts were never trained.
 
-Loaded by `dynamictrl.sam_tracking.Sam2MaskTracker("mini/tracker", device="cpu")`.
+Loaded by `dynamictrl.masks.sam_tracking.Sam2MaskTracker("mini/tracker", device="cpu")`.
 
     python -m dynamictrl.mini.stream --out POOL --count 30000 --workers 14 --seed 7
     python -m dynamictrl.mini.tracker.train --pool POOL --out FOLDER --seconds SECONDS

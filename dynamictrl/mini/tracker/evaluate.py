@@ -21,13 +21,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.mask_tracking import SkeletonMaskTracker
+from dynamictrl.masks.mask_tracking import SkeletonMaskTracker
+from dynamictrl.masks.sam_tracking import Sam2MaskTracker
 from dynamictrl.mini.tracker.held_out import held_out_clip
-from dynamictrl.sam_tracking import Sam2MaskTracker
 
 if TYPE_CHECKING:
-    from dynamictrl.dwpose import PoseEstimator
     from dynamictrl.mini.marionettes import MarionetteClip
+    from dynamictrl.poses.dwpose import PoseEstimator
 
 logger = logging.getLogger(__name__)
 Labels = NDArray[np.uint8]
@@ -110,7 +110,7 @@ def _tracker(name: str, device: str) -> Sam2MaskTracker | SkeletonMaskTracker:
 
 
 def _estimator(name: str) -> PoseEstimator | None:
-    from dynamictrl.dwpose import PoseEstimator
+    from dynamictrl.poses.dwpose import PoseEstimator
 
     return None if name == "truth" else PoseEstimator(name, provider="cpu")
 

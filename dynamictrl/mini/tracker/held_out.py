@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamictrl.masks.sam_tracking import prompt_of
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
 from dynamictrl.mini.stream import FPS, HEIGHT, HELD_OUT_SEED, NUM_FRAMES, WIDTH
 from dynamictrl.mini.tracker.clips import normalised
 from dynamictrl.mini.tracker.unroll import unroll
-from dynamictrl.sam_tracking import prompt_of
 
 if TYPE_CHECKING:
     from transformers import Sam2VideoModel

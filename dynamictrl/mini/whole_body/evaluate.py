@@ -10,9 +10,9 @@ import json
 import logging
 
 from dynamictrl import weights
-from dynamictrl.dwpose import DETECTOR, POSE
 from dynamictrl.mini.whole_body.held_out import held_out_scenes
 from dynamictrl.mini.whole_body.quality import detector_quality, onnx_network, pose_quality
+from dynamictrl.poses.dwpose import DETECTOR, POSE
 
 logger = logging.getLogger(__name__)
 

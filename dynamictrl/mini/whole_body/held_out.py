@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from dynamictrl.dwpose_pictures import JOINTS_OF_LAYOUT
 from dynamictrl.mini.marionettes import MarionetteClip, sample_clip
 from dynamictrl.mini.marionettes.scene import PLACES, choose_place, paint_place
+from dynamictrl.poses.dwpose_pictures import JOINTS_OF_LAYOUT
 
 SIZES = ((192, 128), (192, 128), (256, 256), (384, 216), (216, 384), (320, 240), (384, 256), (448, 256), (270, 480))
 PERSONS = 2

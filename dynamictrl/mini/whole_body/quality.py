@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.dwpose_networks import open_session
-from dynamictrl.dwpose_pictures import crop_person, decode_simcc, letterbox, person_boxes
 from dynamictrl.mini.whole_body.held_out import Batch, HeldOut
-from dynamictrl.pose_tracking import box_overlap
+from dynamictrl.poses.dwpose_networks import open_session
+from dynamictrl.poses.dwpose_pictures import crop_person, decode_simcc, letterbox, person_boxes
+from dynamictrl.poses.pose_tracking import box_overlap
 
 Array = NDArray[np.float64]
 Network = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]

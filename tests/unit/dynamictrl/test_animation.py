@@ -15,7 +15,7 @@ from diffusers import (
 from PIL import Image
 
 from dynamictrl import DynamiCtrlPipeline
-from dynamictrl.base_weights import from_base
+from dynamictrl.conversion.base_weights import from_base
 from dynamictrl.errors import CheckpointError, InputError
 from dynamictrl.mini.tiny import write_tiny_model
 from dynamictrl.pose_control import POSE_CONTROLS

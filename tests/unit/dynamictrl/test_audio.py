@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dynamictrl.audio import Sound, add_sound, keep_sound, read_sound
 from dynamictrl.errors import InputError, MediaError
-from dynamictrl.video import iter_frames, probe, read_video, write_video
+from dynamictrl.media.audio import Sound, add_sound, keep_sound, read_sound
+from dynamictrl.media.video import iter_frames, probe, read_video, write_video
 
 FLASH = 1.0
 """Second of the picture at which it flashes and the sound clicks."""

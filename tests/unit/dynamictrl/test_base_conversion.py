@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5EncoderModel
 
 from dynamictrl import DynamiCtrlPipeline
-from dynamictrl.base_conversion import Order, convert
-from dynamictrl.base_weights import Source, blueprint, from_base
+from dynamictrl.conversion.base_conversion import Order, convert
+from dynamictrl.conversion.base_weights import Source, blueprint, from_base
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.mini.tiny import cogvideox_scheduler, tiny_transformer, tiny_vae
 from dynamictrl.objective import ofs_for

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from dynamictrl.base_weights import from_base
+from dynamictrl.conversion.base_weights import from_base
 from dynamictrl.errors import CheckpointError, ConfigError
 from dynamictrl.mini.tiny import tiny_transformer
 from dynamictrl.objective import ofs_for

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dynamictrl.buckets import Bucket, ClipShape, parse_bucket, ranked
 from dynamictrl.errors import ConfigError
+from dynamictrl.samples.buckets import Bucket, ClipShape, parse_bucket, ranked
 
 NAMES = ("49x480x720", "25x480x720", "37x768x1360", "25x720x480")
 BUCKETS = [parse_bucket(name) for name in NAMES]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynamictrl.caption_frames import Footage, FrameRules, smart_resize
+from dynamictrl.captions.caption_frames import Footage, FrameRules, smart_resize
 from dynamictrl.errors import InputError, MediaError
+from dynamictrl.media.video import write_video
 from dynamictrl.read_ahead import ahead
-from dynamictrl.video import write_video
 
 SIZES = [(720, 1280), (1280, 720), (1080, 1920), (64, 48), (200, 1000), (360, 640), (28, 28), (97, 333), (480, 854)]
 

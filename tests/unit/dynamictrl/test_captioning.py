@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamictrl.captioning import DEFAULT_PROMPT, SidecarCaptioner, caption_problem
+from dynamictrl.captions.captioning import DEFAULT_PROMPT, SidecarCaptioner, caption_problem
+from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 from dynamictrl.errors import CheckpointError, InputError
-from dynamictrl.qwen_captioning import Qwen2VLCaptioner
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamictrl.clothes_masks import ParsedClothes, Sam3Clothes, Sam3VideoClothes, clothes_model
 from dynamictrl.errors import CheckpointError, ConfigError
+from dynamictrl.masks.clothes_masks import ParsedClothes, Sam3Clothes, Sam3VideoClothes, clothes_model
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynamictrl.driving import frames_at, from_driving_video, from_pose_video, letterbox
 from dynamictrl.errors import InputError
-from dynamictrl.pose import BODY, LEFT_HAND, PoseSequence
-from dynamictrl.pose_drawing import draw_pose
-from dynamictrl.video import Video, read_video
+from dynamictrl.media.video import Video, read_video
+from dynamictrl.poses.driving import frames_at, from_driving_video, from_pose_video, letterbox
+from dynamictrl.poses.pose import BODY, LEFT_HAND, PoseSequence
+from dynamictrl.poses.pose_drawing import draw_pose
 
 BODY_XY = np.array(
     [

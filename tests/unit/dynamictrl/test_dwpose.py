@@ -7,13 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dynamictrl.dwpose import PoseEstimator
-from dynamictrl.dwpose_networks import Acceleration, BatchedDetector, BatchedPoseModel, check_provider
-from dynamictrl.dwpose_pictures import decode_simcc, letterbox, person_boxes, suppress, to_layout
 from dynamictrl.errors import CheckpointError, ConfigError, InputError
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene, sample_clip
 from dynamictrl.mini.marionettes.scene import PLACES, choose_place, paint_place
-from dynamictrl.pose import (
+from dynamictrl.poses.dwpose import PoseEstimator
+from dynamictrl.poses.dwpose_networks import Acceleration, BatchedDetector, BatchedPoseModel, check_provider
+from dynamictrl.poses.dwpose_pictures import decode_simcc, letterbox, person_boxes, suppress, to_layout
+from dynamictrl.poses.pose import (
     BODY,
     FACE,
     LEFT_HAND,

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamictrl.dwpose import PoseEstimator
-from dynamictrl.dwpose_package import is_installed, package_keypoints
 from dynamictrl.errors import ConfigError
 from dynamictrl.mini.marionettes import MarionetteScene
+from dynamictrl.poses.dwpose import PoseEstimator
+from dynamictrl.poses.dwpose_package import is_installed, package_keypoints
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dynamictrl.face_blur import FaceRegions, blur_faces, face_regions
+from dynamictrl.masks.face_blur import FaceRegions, blur_faces, face_regions
 from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.mini.marionettes.clip import MarionetteClip
-from dynamictrl.pose import BODY, FACE, LEFT_EAR, LEFT_EYE, NOSE, RIGHT_EAR, RIGHT_EYE, VISIBLE, PoseSequence
+from dynamictrl.poses.pose import BODY, FACE, LEFT_EAR, LEFT_EYE, NOSE, RIGHT_EAR, RIGHT_EYE, VISIBLE, PoseSequence
 
 HEIGHT, WIDTH = 192, 128
 HEAD = [NOSE, LEFT_EAR, LEFT_EYE, RIGHT_EAR, RIGHT_EYE]

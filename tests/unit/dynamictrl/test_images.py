@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dynamictrl.errors import MediaError
-from dynamictrl.images import read_image
+from dynamictrl.media.images import read_image
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -95,6 +95,16 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
     with pytest.raises(MediaError) as caught:
         read_image(data)
     assert caught.value.code == "too_large"
+
+
+def test_too_little_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch):
+    def no_memory(*_: object) -> None:
+        raise OSError("out of memory when reading image file")
+
+    data = saved(Image.new("RGB", (4, 4)), "PNG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
+    with pytest.raises(MemoryError, match="out of memory"):
+        read_image(data)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamictrl.limb_retargeting import BONES, Lengths, factors, lowest_foot, retarget, with_pelvis
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.pose import BODY, LEFT_ELBOW, LEFT_HAND, LEFT_WRIST, NECK, NOSE, VISIBLE, PoseSequence
-from dynamictrl.pose_alignment import align
+from dynamictrl.poses.limb_retargeting import BONES, Lengths, factors, lowest_foot, retarget, with_pelvis
+from dynamictrl.poses.pose import BODY, LEFT_ELBOW, LEFT_HAND, LEFT_WRIST, NECK, NOSE, VISIBLE, PoseSequence
+from dynamictrl.poses.pose_alignment import align
 
 HEIGHT, WIDTH = 192, 128
 SIZE: dict[str, Any] = {"driving_size": (HEIGHT, WIDTH), "reference_size": (HEIGHT, WIDTH)}

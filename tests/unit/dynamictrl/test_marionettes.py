@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import ConfigError
+from dynamictrl.media.video import read_video
 from dynamictrl.mini.marionettes import MarionetteScene, sample_clip, write_marionettes
 from dynamictrl.mini.marionettes.motion import ACTIONS
-from dynamictrl.pose import BODY, FACE, LEFT_HAND, LEFT_WRIST, RIGHT_HAND, RIGHT_WRIST, PoseSequence
-from dynamictrl.video import read_video
+from dynamictrl.poses.pose import BODY, FACE, LEFT_HAND, LEFT_WRIST, RIGHT_HAND, RIGHT_WRIST, PoseSequence
 
 
 def _clip(seed: int, **options):

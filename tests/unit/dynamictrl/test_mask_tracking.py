@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import CheckpointError, InputError
-from dynamictrl.mask_tracking import SkeletonMaskTracker, drifted, share_on_masks
+from dynamictrl.masks.mask_tracking import SkeletonMaskTracker, drifted, share_on_masks
+from dynamictrl.masks.sam_tracking import Sam2MaskTracker, stretches, windows
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
-from dynamictrl.pose import PoseSequence
-from dynamictrl.sam_tracking import Sam2MaskTracker, stretches, windows
+from dynamictrl.poses.pose import PoseSequence
 
 
 @pytest.fixture(scope="module")

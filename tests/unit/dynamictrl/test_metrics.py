@@ -18,7 +18,7 @@ from dynamictrl.metrics import (
     seam_contrast,
     ssim,
 )
-from dynamictrl.pose import BODY, LEFT_WRIST, PoseSequence
+from dynamictrl.poses.pose import BODY, LEFT_WRIST, PoseSequence
 
 BODY_XY = np.array(
     [

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from dynamictrl.captioning import DEFAULT_PROMPT
+from dynamictrl.captions.captioning import DEFAULT_PROMPT
+from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 from dynamictrl.mini.captioner import frames, models
 from dynamictrl.mini.captioner.batched import BatchedCaptioner
 from dynamictrl.mini.captioner.clips import LONGEST_ANSWER, CaptionedClips, answer_ids, regions_of
@@ -22,7 +23,6 @@ from dynamictrl.mini.captioner.tokenizer import SPECIAL, build_tokenizer, questi
 from dynamictrl.mini.captioner.train import Settings, Trainee, answer_loss
 from dynamictrl.mini.marionettes import sample_clip
 from dynamictrl.mini.stream import FPS, HEIGHT, WIDTH, Example, Pool, draw_example
-from dynamictrl.qwen_captioning import Qwen2VLCaptioner
 
 MEGABYTE = 1_000_000
 SEED = 31

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dynamictrl import weights
-from dynamictrl.captioning import caption_problem
+from dynamictrl.captions.captioning import caption_problem
+from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 from dynamictrl.mini.captioner.evaluate import measure
 from dynamictrl.mini.captioner.tokenizer import build_tokenizer
-from dynamictrl.qwen_captioning import Qwen2VLCaptioner
 
 pytestmark = pytest.mark.skipif(
     not (weights.MINI / "captioner").is_dir(), reason="mini/captioner has not been trained here"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Sam2VideoModel
 
+from dynamictrl.masks.sam_tracking import Sam2MaskTracker
 from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.mini.stream import NUM_FRAMES, Pool, draw_example
 from dynamictrl.mini.tracker.clips import TrackClips, draw_prompts, draw_times
@@ -17,7 +18,6 @@ from dynamictrl.mini.tracker.held_out import held_out_clip
 from dynamictrl.mini.tracker.models import TrackerSize, new_tracker, picture_preparation
 from dynamictrl.mini.tracker.train import Settings, Training, mask_loss
 from dynamictrl.mini.tracker.unroll import unroll
-from dynamictrl.sam_tracking import Sam2MaskTracker
 from dynamictrl.weights import MINI
 
 SMALL = TrackerSize(image=96, stages=(8, 16, 32), blocks=(1, 1, 2), memory_layers=1)

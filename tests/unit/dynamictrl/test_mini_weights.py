@@ -14,7 +14,7 @@ from transformers import T5EncoderModel
 
 from dynamictrl import conditioning, latents, metrics, weights
 from dynamictrl.animation import DynamiCtrlPipeline
-from dynamictrl.base_weights import from_base
+from dynamictrl.conversion.base_weights import from_base
 from dynamictrl.mini import models
 from dynamictrl.mini.dit_training import Denoising
 from dynamictrl.mini.latent_pool import LatentPool, encode_clips, tokenize

@@ -4,9 +4,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dynamictrl.dwpose_networks import Batched
 from dynamictrl.errors import CheckpointError
-from dynamictrl.onnx_edit import OnnxGraph, node, read_fields, value_info, whole_numbers, write_fields
+from dynamictrl.poses.dwpose_networks import Batched
+from dynamictrl.poses.onnx_edit import OnnxGraph, node, read_fields, value_info, whole_numbers, write_fields
 from dynamictrl.weights import MINI
 
 FLOAT = 1

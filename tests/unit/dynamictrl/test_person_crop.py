@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dynamictrl.geometry import CENTRE, cover_box
-from dynamictrl.person_crop import crop_centre
-from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
-from dynamictrl.shards import Sample, pack_mask
-from dynamictrl.video import encode_video
-from dynamictrl.windows import Window, mask_encoded_reference, read_window
+from dynamictrl.media.video import encode_video
+from dynamictrl.poses.person_crop import crop_centre
+from dynamictrl.poses.pose import NUM_KEYPOINTS, PoseSequence
+from dynamictrl.samples.shards import Sample, pack_mask
+from dynamictrl.samples.windows import Window, mask_encoded_reference, read_window
 
 
 def one_person(boxes: list[list[float]], seen: list[bool] | None = None) -> PoseSequence:

@@ -9,9 +9,9 @@ import pytest
 
 from dynamictrl.errors import InputError
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.person_roles import assign_roles, driver_of
-from dynamictrl.pose import BODY, NECK, PoseSequence
-from dynamictrl.pose_alignment import align
+from dynamictrl.poses.person_roles import assign_roles, driver_of
+from dynamictrl.poses.pose import BODY, NECK, PoseSequence
+from dynamictrl.poses.pose_alignment import align
 
 SIZE: dict[str, Any] = {"driving_size": (192, 128), "reference_size": (192, 128)}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import ConfigError, InputError
-from dynamictrl.pose import BODY, LEFT_HIP, NECK, NOSE, RIGHT_HIP, PoseSequence
-from dynamictrl.pose_alignment import FIT_JOINTS, align, main_person, place, released_placement
+from dynamictrl.poses.pose import BODY, LEFT_HIP, NECK, NOSE, RIGHT_HIP, PoseSequence
+from dynamictrl.poses.pose_alignment import FIT_JOINTS, align, main_person, place, released_placement
 
 BODY_XY = np.array(
     [

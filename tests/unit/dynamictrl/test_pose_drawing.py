@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dynamictrl.pose import BODY, FACE, LEFT_ELBOW, LEFT_HAND, LEFT_SHOULDER, NECK, PoseSequence
-from dynamictrl.pose_drawing import draw_pose
+from dynamictrl.poses.pose import BODY, FACE, LEFT_ELBOW, LEFT_HAND, LEFT_SHOULDER, NECK, PoseSequence
+from dynamictrl.poses.pose_drawing import draw_pose
 
 STANDING = (
     (0.5, 0.15), (0.5, 0.25), (0.42, 0.25), (0.36, 0.37), (0.33, 0.48), (0.58, 0.25), (0.64, 0.37), (0.67, 0.48),

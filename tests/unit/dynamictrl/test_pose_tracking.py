@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.pose import BODY, NECK
-from dynamictrl.pose_tracking import Sighting, likeness, track
+from dynamictrl.poses.pose import BODY, NECK
+from dynamictrl.poses.pose_tracking import Sighting, likeness, track
 
 
 def person(x: float, y: float = 100.0, size: float = 60.0) -> Sighting:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.mini.marionettes.clip import MarionetteClip
-from dynamictrl.pose import BODY, NUM_KEYPOINTS, RIGHT_WRIST, PoseSequence
+from dynamictrl.poses.pose import BODY, NUM_KEYPOINTS, RIGHT_WRIST, PoseSequence
 from dynamictrl.quality import Samples, measure_motion, measure_people
 from dynamictrl.quality.camera import camera_path
 from dynamictrl.quality.people import jitter, pose_jump

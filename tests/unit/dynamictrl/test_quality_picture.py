@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dynamictrl.media.video import encode_video
 from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.quality import Samples, measure_picture, read_samples
 from dynamictrl.quality.frame_edges import bars, seam
@@ -15,7 +16,6 @@ from dynamictrl.quality.light import exposure, jump, standstill
 from dynamictrl.quality.overlay import overlay
 from dynamictrl.quality.samples import RATE
 from dynamictrl.quality.sharpness import sharpness
-from dynamictrl.video import encode_video
 
 Grey = NDArray[np.uint8]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from dynamictrl.caption_attention import frame_runs
-from dynamictrl.caption_frames import Footage, Look
-from dynamictrl.captioning import Answer, Manner
+from dynamictrl.captions.caption_attention import frame_runs
+from dynamictrl.captions.caption_frames import Footage, Look
+from dynamictrl.captions.captioning import Answer, Manner
+from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 from dynamictrl.errors import InputError, MediaError
+from dynamictrl.media.video import write_video
 from dynamictrl.mini.stream import draw_example
-from dynamictrl.qwen_captioning import Qwen2VLCaptioner
-from dynamictrl.video import write_video
 from dynamictrl.weights import MINI
 
 LENGTHS = (25, 7, 13, 25, 4)

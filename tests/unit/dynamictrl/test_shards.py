@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import DatasetError
-from dynamictrl.shards import (
+from dynamictrl.samples.shards import (
     BLOCK,
     LATENTS,
     MEMBERS,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import CheckpointError
-from dynamictrl.shots import AdaptiveShots, TransNet, TransNetShots, continuity, texture
-from dynamictrl.video import iter_frames
-from dynamictrl.video_damage import Span
+from dynamictrl.media.shots import AdaptiveShots, TransNet, TransNetShots, continuity, texture
+from dynamictrl.media.video import iter_frames
+from dynamictrl.media.video_damage import Span
 from tests.benchmarks.shot_cuts import FPS, Labelled, found_by, scene, tally, videos
 
 DEFAULTS = {"threshold": 2.0, "window": 3, "least_change": 6.0, "shortest": 0.6}

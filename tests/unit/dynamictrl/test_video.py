@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dynamictrl.errors import InputError, MediaError
-from dynamictrl.video import crop_to_even, encode_video, iter_frames, probe, read_video, write_video
+from dynamictrl.media.video import crop_to_even, encode_video, iter_frames, probe, read_video, write_video
 
 QUADRANTS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
 
@@ -173,7 +173,7 @@ def test_large_frames_are_shrunk_to_max_pixels_keeping_their_shape():
 
 
 def test_a_frame_that_fits_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dynamictrl.video.MAX_READ_BYTES", 64 * 96 * 3 * 4)
+    monkeypatch.setattr("dynamictrl.media.video.MAX_READ_BYTES", 64 * 96 * 3 * 4)
     with pytest.raises(MediaError, match="more than 4 frames of 96x64") as caught:
         read_video(encode_video(counting_clip(5), 10))
     assert caught.value.code == "too_large"
@@ -263,7 +263,7 @@ def test_a_start_behind_the_end_is_refused():
 
 
 def test_a_frame_beyond_every_use_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dynamictrl.video_stream.MAX_FRAME_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr("dynamictrl.media.video_stream.MAX_FRAME_PIXELS", 64 * 96 - 1)
     with pytest.raises(MediaError, match="frames are 96x64") as caught:
         probe(encode_video(counting_clip(2), 10))
     assert caught.value.code == "too_large"

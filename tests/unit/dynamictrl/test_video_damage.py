@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dynamictrl.video import encode_video, read_video
-from dynamictrl.video_bitstream import has_hole, nal_length_size
-from dynamictrl.video_damage import Condition, Inspection, decoder_complaints
+from dynamictrl.media.video import encode_video, read_video
+from dynamictrl.media.video_bitstream import has_hole, nal_length_size
+from dynamictrl.media.video_damage import Condition, Inspection, decoder_complaints
 from tests.benchmarks.clean_media import Variant, cut_at_an_open_group, joined_late, leaping, made, moving, variants
 
 

@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from dynamictrl.errors import InputError
+from dynamictrl.media.video import crop_to_even, encode_video
+from dynamictrl.media.video_copies import candidates
+from dynamictrl.media.video_groups import find_copies, find_known
+from dynamictrl.media.video_hash import RATE, VideoHash, hash_video
+from dynamictrl.media.video_likeness import Track, compare
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.video import crop_to_even, encode_video
-from dynamictrl.video_copies import candidates
-from dynamictrl.video_groups import find_copies, find_known
-from dynamictrl.video_hash import RATE, VideoHash, hash_video
-from dynamictrl.video_likeness import Track, compare
 
 Frames = NDArray[np.uint8]
 FPS = 16.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynamictrl import video_stretches
 from dynamictrl.errors import MediaError
-from dynamictrl.video import encode_video, iter_frames
-from dynamictrl.video_stream import FrameStream
-from dynamictrl.video_stretches import StretchReader
+from dynamictrl.media import video_stretches
+from dynamictrl.media.video import encode_video, iter_frames
+from dynamictrl.media.video_stream import FrameStream
+from dynamictrl.media.video_stretches import StretchReader
 from tests.benchmarks.clean_media import Variant, made, moving
 
 SPANS = [(0.0, 0.6), (0.6, 1.2), (1.5, 2.0), (3.0, 4.0), (0.4, 0.9), (4.0, 4.8)]

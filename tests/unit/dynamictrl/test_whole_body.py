@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dynamictrl.dwpose_pictures import crop_person
 from dynamictrl.mini.whole_body.augment import damage, warp
 from dynamictrl.mini.whole_body.compose import Wardrobe, backdrops
 from dynamictrl.mini.whole_body.detector_model import MiniDetector, cell_grid, detection_loss
@@ -17,6 +16,7 @@ from dynamictrl.mini.whole_body.pose_pictures import crop_matrices, crops_of
 from dynamictrl.mini.whole_body.quality import average_precision, detector_quality, pose_quality
 from dynamictrl.mini.whole_body.stream import Bank, Canvas, FigureStream, stream
 from dynamictrl.mini.whole_body.training import Feeder, Settings, fit
+from dynamictrl.poses.dwpose_pictures import crop_person
 
 CPU = torch.device("cpu")
 SMALL = Canvas(height=112, width=96, backdrop=96)
