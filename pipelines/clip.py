@@ -76,7 +76,7 @@ class Clip:
     rights: Mapping[str, str] = field(default_factory=dict)
     """What else the list of sources says about them: "basis" (the legal ground), "attribution", "origin"."""
     video_hash: str = ""
-    """How the clip looks and moves, as the text of a `dynamictrl.video_hash`; "" = not taken."""
+    """How the clip looks and moves, as the text of a `dynamictrl.media.video_hash`; "" = not taken."""
 
     def __post_init__(self):
         # Arrow gives floats back: 12 and 12.0 would make a row's text depend on where it has been.

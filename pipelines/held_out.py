@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynamictrl.errors import ConfigError, InputError
-from pipelines import storage
 from pipelines.clip import Clip
-from pipelines.isolation import Child
+from pipelines.files import storage
 from pipelines.stages.fetch import Fetch
 from pipelines.stages.find_videos import FindVideos
 from pipelines.stages.fingerprint import Fingerprint
+from pipelines.work.isolation import Child
 
 LISTS = (".jsonl", ".parquet")
 COLUMNS = ("name", "sha256", "video_hash")
@@ -111,7 +111,7 @@ def _row(name: str, number: int, row: object) -> HeldOut:
         )
     video = HeldOut(*(str(row.get(column) or "") for column in COLUMNS))
     if video.video_hash:
-        from dynamictrl.video_hash import VideoHash
+        from dynamictrl.media.video_hash import VideoHash
 
         VideoHash.from_text(video.video_hash)
     return video

@@ -17,27 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import ConfigError, DatasetError
-from pipelines import (
-    attempts,
-    dataset_files,
-    derived_files,
-    keys,
-    licences,
-    metrics,
-    phases,
-    progress,
-    run_folder,
-    tombstones,
-)
+from pipelines import licences
 from pipelines.clip import Clip
-from pipelines.clip_operator import ClipOperator
-from pipelines.ledger import FORGOTTEN
+from pipelines.datasets import derived_files
+from pipelines.datasets.stage_list import stage_list
+from pipelines.files import run_folder
 from pipelines.pipeline import Pipeline
-from pipelines.publication import Publication
-from pipelines.runner import LocalRunner, Runner
-from pipelines.source_operator import PASSING, SOURCE, SourceOperator
+from pipelines.publishing import dataset_files, tombstones
+from pipelines.publishing.publication import Publication
+from pipelines.records import attempts, keys
+from pipelines.records.ledger import FORGOTTEN
 from pipelines.stage import placed
-from pipelines.stage_list import stage_list
+from pipelines.watching import metrics, progress
+from pipelines.work import phases
+from pipelines.work.clip_operator import ClipOperator
+from pipelines.work.runner import LocalRunner, Runner
+from pipelines.work.source_operator import PASSING, SOURCE, SourceOperator
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +228,7 @@ def runner_of(pipeline: Pipeline) -> Runner:
     """Where a pipeline runs: in this process, or on Ray, which is started or joined here."""
     if pipeline.local:
         return LocalRunner()
-    from pipelines.ray_runner import RayRunner
+    from pipelines.cluster.ray_runner import RayRunner
 
     return RayRunner(pipeline.workers)
 

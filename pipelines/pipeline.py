@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamictrl.errors import ConfigError
-from pipelines import storage
-from pipelines.keys import settings_of
+from pipelines.files import storage
+from pipelines.records.keys import settings_of
 from pipelines.stage import Per, Stage
 from pipelines.stages.write_shards import WriteShards
 

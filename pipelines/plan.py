@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dynamictrl.shards import SCHEMA_VERSION, SHARD_NAME
-from pipelines import costs, job, keys, storage
+from dynamictrl.samples.shards import SCHEMA_VERSION, SHARD_NAME
+from pipelines import job
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.pipeline import Pipeline
-from pipelines.progress import Progress
+from pipelines.records import costs, keys
 from pipelines.stage import Cost, Stage
+from pipelines.watching.progress import Progress
 
 NAME = "plan.json"
 MIB = 2**20

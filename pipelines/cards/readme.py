@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.cards.facts import RESEARCH_ONLY, is_research_only, model_fact, model_roles
 from pipelines.cards.rights import Rights
-from pipelines.stage_list import limits, listed
+from pipelines.datasets.stage_list import limits, listed
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 SHOWN = 5

@@ -21,8 +21,8 @@ class Diff:
     """Print everything as JSON."""
 
     def run(self) -> int:
-        from pipelines import comparison
-        from pipelines.dataset_view import open_view
+        from pipelines.datasets import comparison
+        from pipelines.datasets.dataset_view import open_view
 
         found = comparison.compare(open_view(self.a), open_view(self.b))
         print(json.dumps(found, indent=1, ensure_ascii=False) if self.json else "\n".join(comparison.text(found)))

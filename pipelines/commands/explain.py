@@ -20,8 +20,8 @@ class Explain:
     """Work folder of the run; "" = where a run keeps it by itself."""
 
     def run(self) -> int:
-        from pipelines.dataset_view import open_view
-        from pipelines.explanation import explain
+        from pipelines.datasets.dataset_view import open_view
+        from pipelines.datasets.explanation import explain
 
         print("\n".join(explain(open_view(self.dataset, self.work), self.name)))
         return 0

@@ -24,7 +24,7 @@ class FingerprintVideos:
     def run(self) -> int:
         """Raises InputError where a video cannot be read."""
         from pipelines.held_out import check_names, count, read_held_out, write_held_out
-        from pipelines.progress import Progress
+        from pipelines.watching.progress import Progress
 
         check_names(self.videos)
         with Progress("fingerprint", count(self.videos), "videos") as progress:

@@ -25,7 +25,7 @@ class Marionettes:
 
     def run(self) -> int:
         from dynamictrl.mini.marionettes import write_marionettes
-        from pipelines.progress import Progress
+        from pipelines.watching.progress import Progress
 
         with Progress("marionettes", self.count, "videos") as progress:
             paths = write_marionettes(self.out, self.count, self.seed, progress=lambda done, _: progress.advance(1))

@@ -24,8 +24,8 @@ class Quarantine:
     """Work folder of the run; "" = where a run keeps it by itself."""
 
     def run(self) -> int:
-        from pipelines import retrying
-        from pipelines.dataset_view import open_view
+        from pipelines.datasets import retrying
+        from pipelines.datasets.dataset_view import open_view
 
         view = open_view(self.dataset, self.work)
         lines = retrying.chosen(view, self.reason, self.source)

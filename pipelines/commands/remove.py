@@ -22,7 +22,7 @@ class Remove:
     """Work folder of the runs that made the data set, if it is not DATASET/.work."""
 
     def run(self) -> int:
-        from pipelines.takedown import take_down
+        from pipelines.datasets.takedown import take_down
 
         removal = take_down(self.dataset, self.source, self.reason, work=self.work)
         print(

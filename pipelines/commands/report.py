@@ -15,8 +15,8 @@ class Report:
     """Work folder of the run; "" = where a run keeps it by itself. Costs and pictures of refused clips lie there."""
 
     def run(self) -> int:
-        from pipelines import costs
-        from pipelines.dataset_view import open_view
+        from pipelines.datasets.dataset_view import open_view
+        from pipelines.records import costs
         from pipelines.report import write_report
 
         work = open_view(self.dataset, self.work).work

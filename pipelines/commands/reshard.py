@@ -20,7 +20,7 @@ class Reshard:
     """Work folder of the runs that made the data set, if it is not DATASET/.work."""
 
     def run(self) -> int:
-        from pipelines.resharding import reshard
+        from pipelines.datasets.resharding import reshard
 
         done = reshard(self.dataset, self.size, self.by, work=self.work)
         print(f"{done.shards} shards in {self.dataset}, {done.written} of them written anew")

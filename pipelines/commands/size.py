@@ -23,8 +23,8 @@ class Size:
             raise ConfigError(f"sample is {self.sample}; it is a number of clips, 0 or -1", param="sample")
 
     def run(self) -> int:
-        from pipelines import sizes
-        from pipelines.dataset_view import open_view
+        from pipelines.datasets import sizes
+        from pipelines.datasets.dataset_view import open_view
 
         view = open_view(self.dataset, self.work)
         print("\n".join(sizes.text(view, None if self.sample < 0 else self.sample)))

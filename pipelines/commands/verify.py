@@ -13,7 +13,7 @@ class Verify:
     """Data set: a folder, or an s3:// or gs:// prefix."""
 
     def run(self) -> int:
-        from pipelines.verify import verify
+        from pipelines.datasets.verify import verify
 
         problems = verify(self.dataset)
         for problem in problems:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.stage_list import Limit, listed
+from pipelines.datasets.stage_list import Limit, listed
 
 Row = Mapping[str, Any]
 EACH = 3

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.stage_list import listed
+from pipelines.datasets.stage_list import listed
 
 Row = Mapping[str, Any]
 FINDING = "find"

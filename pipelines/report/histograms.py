@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stage_list import Limit
+from pipelines.datasets.stage_list import Limit
 
 if TYPE_CHECKING:
     import numpy as np

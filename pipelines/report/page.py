@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import storage
-from pipelines.dataset_view import DatasetView, open_view, view_of
+from pipelines.datasets.dataset_view import DatasetView, open_view, view_of
+from pipelines.datasets.stage_list import limits, listed
+from pipelines.files import storage
 from pipelines.report.advice import advice
 from pipelines.report.cases import cases, idle
 from pipelines.report.funnel import equations, funnel
 from pipelines.report.histograms import histograms
 from pipelines.report.pictures import sample_cards, strips
 from pipelines.report.settings import all_settings, command
-from pipelines.stage_list import limits, listed
 
 if TYPE_CHECKING:
     from pipelines.stage import Cost

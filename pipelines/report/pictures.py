@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynamictrl.errors import DynamiCtrlError
-from pipelines.dataset_view import DatasetView
-from pipelines.previews import preview_path, strip, tinted, with_skeleton
+from pipelines.datasets.dataset_view import DatasetView
 from pipelines.report.cases import Cases, spread
+from pipelines.work.previews import preview_path, strip, tinted, with_skeleton
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynamictrl.shards import Sample
+    from dynamictrl.samples.shards import Sample
 
 SAMPLES = 9
 SAMPLE_FRAMES = 48
@@ -76,7 +76,7 @@ def _kept_strip(view: DatasetView, row: Mapping[str, Any]) -> bytes:
 
 
 def _video(view: DatasetView, row: Mapping[str, Any]) -> bytes:
-    from dynamictrl.video import encode_video
+    from dynamictrl.media.video import encode_video
 
     try:
         return encode_video(_side_by_side(view.sample(row)), row["fps"], crf=28)
@@ -90,7 +90,7 @@ def _side_by_side(sample: Sample) -> NDArray[np.uint8]:
     from PIL import Image
 
     from dynamictrl.geometry import cover_crop
-    from dynamictrl.video import read_video
+    from dynamictrl.media.video import read_video
 
     frames = read_video(sample.video, num_frames=SAMPLE_FRAMES).frames
     count, height, width = frames.shape[:3]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.stage_list import default_settings, listed
+from pipelines.datasets.stage_list import default_settings, listed
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from pipelines.stage import Stage
 class BlurFaces(Stage):
     """Writes `blurred.mp4`, which is published as the clip; off by default, since a model learns faces as it sees them.
 
-    Every person's face of every frame, from the pose: see `dynamictrl.face_blur` for where it looks and what it cannot
-    see. Scores: `faces_blurred` face-frames hidden, `faces_guessed` those of them located only by shoulders or by the
-    frames around. Refuses with `face_unblurred` where a person is in the picture and their head cannot be located:
-    better no clip than an open face. Defaults: on marionettes every pixel of a face's 68 points lies inside the region,
-    also with a third of the poses gone.
+    Every person's face of every frame, from the pose: see `dynamictrl.masks.face_blur` for where it looks and what it
+    cannot see. Scores: `faces_blurred` face-frames hidden, `faces_guessed` those of them located only by shoulders or
+    by the frames around. Refuses with `face_unblurred` where a person is in the picture and their head cannot be
+    located: better no clip than an open face. Defaults: on marionettes every pixel of a face's 68 points lies inside
+    the region, also with a third of the poses gone.
     """
 
     reads: ClassVar[tuple[str, ...] | None] = ("mp4", "pose.npz")
@@ -49,9 +49,9 @@ class BlurFaces(Stage):
         return self.enabled
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.face_blur import blur_faces, face_regions
-        from dynamictrl.pose import PoseSequence
-        from dynamictrl.video import read_video, write_video
+        from dynamictrl.masks.face_blur import blur_faces, face_regions
+        from dynamictrl.media.video import read_video, write_video
+        from dynamictrl.poses.pose import PoseSequence
 
         pose = PoseSequence.from_npz(clip.file("pose.npz").read_bytes())
         gap = round(self.longest_gap * clip.fps)

@@ -5,7 +5,7 @@
 | empty_caption | no words |
 | caption_refusal | the model declines instead of describing |
 | caption_loop | the same words over and over |
-| (codes of `dynamictrl.video`) | the clip's frames cannot be decoded |
+| (codes of `dynamictrl.media.video`) | the clip's frames cannot be decoded |
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pipelines.clip import Clip
 from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
-    from dynamictrl.caption_frames import Footage
-    from dynamictrl.captioning import Answer, Manner
-    from dynamictrl.qwen_captioning import Qwen2VLCaptioner
+    from dynamictrl.captions.caption_frames import Footage
+    from dynamictrl.captions.captioning import Answer, Manner
+    from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 
 SIDECAR = "sidecar"
 LEAST_TOKENS_AGAIN = 12
@@ -117,7 +117,7 @@ class Caption(Stage):
     @cached_property
     def model(self) -> Qwen2VLCaptioner:
         """The captioner that runs in this worker; not for `sidecar`."""
-        from dynamictrl.qwen_captioning import Qwen2VLCaptioner
+        from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
 
         return Qwen2VLCaptioner(
             self.captioner,
@@ -147,7 +147,7 @@ class Caption(Stage):
     @property
     def second_manner(self) -> Manner:
         """How a clip is asked about again."""
-        from dynamictrl.captioning import Manner
+        from dynamictrl.captions.captioning import Manner
 
         least = min(LEAST_TOKENS_AGAIN, self.max_new_tokens)
         return Manner(self.second_prompt, self.max_new_tokens, least, PENALTY_AGAIN)
@@ -179,13 +179,13 @@ class Caption(Stage):
             yield self._decided(known, said.text)
 
     def _from_beside(self, clip: Clip) -> Clip:
-        from dynamictrl.captioning import SidecarCaptioner
+        from dynamictrl.captions.captioning import SidecarCaptioner
 
         text = SidecarCaptioner().caption(Path(clip.path), clip.start, clip.end) or ""
         return self._decided(clip.with_models(caption=SIDECAR), text)
 
     def _decided(self, clip: Clip, said: str) -> Clip:
-        from dynamictrl.captioning import caption_problem
+        from dynamictrl.captions.captioning import caption_problem
 
         # Line breaks would split a caption where it is listed one a line.
         text = " ".join(said.split())
@@ -201,13 +201,13 @@ class Caption(Stage):
 
 def footage_of(clip: Clip) -> Footage:
     """A clip as a captioner knows it."""
-    from dynamictrl.caption_frames import Footage
+    from dynamictrl.captions.caption_frames import Footage
 
     return Footage(clip.key, clip.file("mp4"), clip.frames, clip.height, clip.width)
 
 
 def _is_no_caption(answer: Answer | InputError) -> bool:
-    from dynamictrl.captioning import caption_problem
+    from dynamictrl.captions.captioning import caption_problem
 
     return not isinstance(answer, InputError) and caption_problem(answer.text) is not None
 

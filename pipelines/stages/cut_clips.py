@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynamictrl.video_stretches import StretchReader
+    from dynamictrl.media.video_stretches import StretchReader
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CutClips(Stage):
             yield clip.at(clip.start + index * length, clip.start + (index + 1) * length)
 
     def _write(self, clip: Clip) -> Clip:
-        from dynamictrl.video import write_pictures
+        from dynamictrl.media.video import write_pictures
 
         # A clip's place is rounded to the millisecond, which must not make room for one frame more.
         most = max(1, int(clip.duration * self.fps + 0.05))
@@ -95,7 +95,7 @@ class CutClips(Stage):
 
     def _reader(self, clip: Clip) -> StretchReader:
         """The source's, still open from the clip before: all clips of a source are cut in one decoding."""
-        from dynamictrl.video_stretches import StretchReader
+        from dynamictrl.media.video_stretches import StretchReader
 
         source = (clip.path, clip.fingerprint, clip.source_sha256)
         if self._open.get("source") != source:
@@ -130,6 +130,6 @@ class CutClips(Stage):
 
 
 def _even(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from dynamictrl.video import crop_to_even
+    from dynamictrl.media.video import crop_to_even
 
     return crop_to_even(frame_HWC[None])[0]

@@ -41,8 +41,8 @@ class DropDuplicates(Stage):
 
     def decide(self, clips: Sequence[Clip]) -> Iterable[Clip]:
         """Every clip back; copies refused with their keeper's key in the message."""
-        from dynamictrl.video_groups import find_copies
-        from dynamictrl.video_hash import VideoHash
+        from dynamictrl.media.video_groups import find_copies
+        from dynamictrl.media.video_hash import VideoHash
 
         decided = {id(clip): clip for clip in clips}
         for clip, first in _same_bytes(clips):

@@ -59,8 +59,8 @@ class DropLeaks(Stage):
 
     def decide(self, clips: Sequence[Clip]) -> Iterable[Clip]:
         """Every clip back; those that show a held-out video refused with its name. Raises as `read_held_out`."""
-        from dynamictrl.video_groups import find_known
-        from dynamictrl.video_hash import VideoHash
+        from dynamictrl.media.video_groups import find_known
+        from dynamictrl.media.video_hash import VideoHash
         from pipelines.held_out import read_held_out
 
         left = [clip for clip in clips if not clip.rejected]

@@ -1,7 +1,7 @@
 """Encodes a window of each clip once, so that training need not do it at every step.
 
-With `buckets` each clip is encoded in the size that training would show it in (`dynamictrl.buckets`). Refuses nothing
-of its own; a clip whose members cannot be read is refused with the code of `dynamictrl.errors`.
+With `buckets` each clip is encoded in the size that training would show it in (`dynamictrl.samples.buckets`). Refuses
+nothing of its own; a clip whose members cannot be read is refused with the code of `dynamictrl.errors`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dynamictrl.errors import ConfigError
-from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCogVideoX
     from torch import Tensor
 
-    from dynamictrl.buckets import Bucket
     from dynamictrl.conditioning import PromptEncoder
-    from dynamictrl.encodings import EncodedBy, Encodings
-    from dynamictrl.windows import WindowPixels
+    from dynamictrl.samples.buckets import Bucket
+    from dynamictrl.samples.encodings import EncodedBy, Encodings
+    from dynamictrl.samples.windows import WindowPixels
 
 AHEAD = 2
 """Windows that are decoded and drawn while one is encoded."""
@@ -123,13 +123,13 @@ class EncodeLatents(Stage):
 
     @property
     def _sizes(self) -> list[Bucket]:
-        from dynamictrl.buckets import Bucket, parse_bucket
+        from dynamictrl.samples.buckets import Bucket, parse_bucket
 
         return [parse_bucket(text) for text in self.buckets] or [Bucket(self.num_frames, self.height, self.width)]
 
     def _bucket(self, clip: Clip) -> Bucket | None:
         """The size that a clip is shown in, where one suits."""
-        from dynamictrl.buckets import ClipShape, ranked
+        from dynamictrl.samples.buckets import ClipShape, ranked
 
         shape = ClipShape(clip.frames, clip.fps, clip.height, clip.width)
         found, _ = ranked(self._sizes, shape, self.fps, self.largest_upscale)
@@ -138,8 +138,8 @@ class EncodeLatents(Stage):
     @cached_property
     def _encoded_by(self) -> EncodedBy:
         """What all encodings share: their windows are of the first size and are put right clip by clip."""
-        from dynamictrl.encodings import EncodedBy, folder_hash
-        from dynamictrl.windows import Window
+        from dynamictrl.samples.encodings import EncodedBy, folder_hash
+        from dynamictrl.samples.windows import Window
 
         first = self._sizes[0]
         return EncodedBy(
@@ -175,8 +175,8 @@ class EncodeLatents(Stage):
 
     def _window(self, clip: Clip, by: EncodedBy) -> WindowPixels:
         """The clip's first window as it will be published: with faces blurred where they are."""
-        from dynamictrl.shards import Sample
-        from dynamictrl.windows import read_window
+        from dynamictrl.samples.shards import Sample
+        from dynamictrl.samples.windows import read_window
 
         picture = "blurred.mp4" if "blurred.mp4" in clip.files else "mp4"
         members = {
@@ -190,8 +190,8 @@ class EncodeLatents(Stage):
         return read_window(Sample(clip.key, members), by.window, self.masked_reference)
 
     def _written(self, clip: Clip, by: EncodedBy, pixels: WindowPixels, prompt: Tensor) -> Clip:
-        from dynamictrl.encodings import to_bytes
-        from dynamictrl.shards import LATENTS
+        from dynamictrl.samples.encodings import to_bytes
+        from dynamictrl.samples.shards import LATENTS
 
         storage.write_bytes(clip.file(LATENTS), to_bytes(self._encode(pixels, prompt), by))
         models = {"vae sha256": by.vae_sha256, "text_encoder sha256": by.text_encoder_sha256}
@@ -201,7 +201,7 @@ class EncodeLatents(Stage):
         import torch
 
         from dynamictrl.conditioning import to_pixels
-        from dynamictrl.encodings import Encodings, posterior
+        from dynamictrl.samples.encodings import Encodings, posterior
 
         def moments(frames_FHWC: object) -> Tensor:
             return posterior(self._vae, to_pixels(frames_FHWC))[0].cpu()  # pyright: ignore[reportArgumentType]

@@ -8,16 +8,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dynamictrl.errors import DynamiCtrlError
-from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynamictrl.dwpose import PoseEstimator
-    from dynamictrl.pose import PoseSequence
+    from dynamictrl.poses.dwpose import PoseEstimator
+    from dynamictrl.poses.pose import PoseSequence
 
 _CLIPS_READ, _FRAMES_READ = 3, 16
 """How many clips are decoded at once ahead of a GPU, and how many frames of each wait."""
@@ -57,7 +57,7 @@ class EstimatePose(Stage):
 
     @cached_property
     def estimator(self) -> PoseEstimator:
-        from dynamictrl.dwpose import PoseEstimator
+        from dynamictrl.poses.dwpose import PoseEstimator
 
         # One thread: as many workers as cores run, and sums in one order give the same bits on any machine size.
         return PoseEstimator(self.model, provider=self.device, num_threads=1)
@@ -97,7 +97,7 @@ class EstimatePose(Stage):
 
 def _frames(clip: Clip, problems: dict[str, DynamiCtrlError]) -> Iterator[NDArray[np.uint8]]:
     """The clip's frames as they are decoded; what is wrong with them is noted and costs no other clip anything."""
-    from dynamictrl.video import iter_frames
+    from dynamictrl.media.video import iter_frames
 
     try:
         for _, picture in iter_frames(clip.file("mp4")):

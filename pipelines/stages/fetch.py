@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dynamictrl.errors import ConfigError, MediaError
-from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import Stage, resource
 
 if TYPE_CHECKING:
-    from pipelines.downloading import Downloads
+    from pipelines.files.downloading import Downloads
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Fetch(Stage):
 
     @cached_property
     def _downloads(self) -> Downloads:
-        from pipelines.downloading import Downloads
+        from pipelines.files.downloading import Downloads
 
         return Downloads(self.largest_gib, self.seconds, self.attempts, self.wait, self.most_silent)
 

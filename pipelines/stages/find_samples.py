@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dynamictrl.shards import open_dataset
+from dynamictrl.samples.shards import open_dataset
 from pipelines.clip import Clip
 from pipelines.stage import Stage
 

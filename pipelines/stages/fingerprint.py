@@ -22,7 +22,7 @@ class Fingerprint(Stage):
 
     def process(self, clip: Clip) -> Iterable[Clip]:
         """Hashes the clip's mp4, or the source itself where nothing has been cut from it."""
-        from dynamictrl.video_hash import hash_video
+        from dynamictrl.media.video_hash import hash_video
 
         path = clip.file("mp4") if "mp4" in clip.files else Path(clip.path)
         yield replace(clip, video_hash=hash_video(path).to_text())

@@ -12,7 +12,7 @@ from pipelines.limits import LimitStage, Rule
 from pipelines.stage import check_weights, resource
 
 if TYPE_CHECKING:
-    from dynamictrl.picture_models import AestheticScorer
+    from dynamictrl.quality.picture_models import AestheticScorer
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class KeepBeautiful(LimitStage):
     """Refuses clips by an aesthetic predictor in LAION's manner: `low_aesthetics`. Off until `model` names one.
 
     Score `aesthetics`: mean over a few frames of what a head on a CLIP embedding says (see
-    `dynamictrl.picture_models.AestheticScorer`). Such heads were fitted to votes on photographs and art, mostly by one
-    kind of people; they know nothing of motion and like saturated, posed pictures. Default: 4 is the limit commonly set
-    for LAION's heads on video; it was not calibrated here, as no such weights ship with the project.
+    `dynamictrl.quality.picture_models.AestheticScorer`). Such heads were fitted to votes on photographs and art, mostly
+    by one kind of people; they know nothing of motion and like saturated, posed pictures. Default: 4 is the limit
+    commonly set for LAION's heads on video; it was not calibrated here, as no such weights ship with the project.
     """
 
     reads: ClassVar[tuple[str, ...] | None] = ("mp4",)
@@ -67,7 +67,7 @@ class KeepBeautiful(LimitStage):
 
     @cached_property
     def scorer(self) -> AestheticScorer:
-        from dynamictrl.picture_models import AestheticScorer
+        from dynamictrl.quality.picture_models import AestheticScorer
 
         return AestheticScorer(self.model, self.head, self.device)
 
@@ -79,8 +79,8 @@ class KeepBeautiful(LimitStage):
         _ = self.scorer
 
     def measure(self, clip: Clip) -> Clip:
-        from dynamictrl.picture_models import spread_frames
-        from dynamictrl.video import read_video
+        from dynamictrl.media.video import read_video
+        from dynamictrl.quality.picture_models import spread_frames
 
         score = self.scorer(spread_frames(read_video(clip.file("mp4")).frames, self.frames)).mean()
         return clip.with_scores(aesthetics=round(float(score), 4)).with_models(aesthetics=f"{self.model} {self.head}")

@@ -47,7 +47,7 @@ class KeepPerson(LimitStage):
         )
 
     def measure(self, clip: Clip) -> Clip:
-        from dynamictrl.pose import PoseSequence
+        from dynamictrl.poses.pose import PoseSequence
         from dynamictrl.quality.people import measure_people
 
         return clip.with_scores(**measure_people(PoseSequence.from_npz(clip.file("pose.npz").read_bytes())))

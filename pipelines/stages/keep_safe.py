@@ -12,7 +12,7 @@ from pipelines.limits import LimitStage, Rule
 from pipelines.stage import check_weights, resource
 
 if TYPE_CHECKING:
-    from dynamictrl.picture_models import PictureClassifier
+    from dynamictrl.quality.picture_models import PictureClassifier
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class KeepSafe(LimitStage):
 
     @cached_property
     def classifier(self) -> PictureClassifier:
-        from dynamictrl.picture_models import PictureClassifier
+        from dynamictrl.quality.picture_models import PictureClassifier
 
         return PictureClassifier(self.model, self.labels, self.device)
 
@@ -76,8 +76,8 @@ class KeepSafe(LimitStage):
         _ = self.classifier
 
     def measure(self, clip: Clip) -> Clip:
-        from dynamictrl.picture_models import spread_frames
-        from dynamictrl.video import read_video
+        from dynamictrl.media.video import read_video
+        from dynamictrl.quality.picture_models import spread_frames
 
         worst = self.classifier(spread_frames(read_video(clip.file("mp4")).frames, self.frames)).max()
         return clip.with_scores(unsafe=round(float(worst), 4)).with_models(safety=self.model)

@@ -33,7 +33,7 @@ class KeepUncut(Stage):
     """`picture_jump` that is a cut whatever the pose says; at least 2 leaves it to the pose."""
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.pose import PoseSequence
+        from dynamictrl.poses.pose import PoseSequence
         from dynamictrl.quality.people import pose_jump
         from dynamictrl.quality.samples import RATE
 

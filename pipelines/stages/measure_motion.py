@@ -23,7 +23,7 @@ class MeasureMotion(Stage):
     seconds_per_frame: ClassVar[float] = 0.008
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.pose import PoseSequence
+        from dynamictrl.poses.pose import PoseSequence
         from dynamictrl.quality.motion import measure_motion
         from dynamictrl.quality.samples import read_samples
 

@@ -18,7 +18,7 @@ class Probe(Stage):
     per: ClassVar[Literal["source", "clip"]] = "source"
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.video import probe
+        from dynamictrl.media.video import probe
 
         info = probe(Path(clip.path))
         found = replace(clip, fps=info.fps, frames=info.frames, width=info.width, height=info.height)

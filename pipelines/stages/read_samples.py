@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dynamictrl.shards import MEMBERS, Sample, iter_shard
-from pipelines import storage
+from dynamictrl.samples.shards import MEMBERS, Sample, iter_shard
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import Stage
 
 

@@ -13,8 +13,8 @@ from pipelines.clip import Clip
 from pipelines.stage import Stage
 
 if TYPE_CHECKING:
-    from dynamictrl.shots import ShotDetector, TransNet
-    from dynamictrl.video_damage import Condition, Span
+    from dynamictrl.media.shots import ShotDetector, TransNet
+    from dynamictrl.media.video_damage import Condition, Span
 
 ANALYSIS_PIXELS = 256 * 144
 """Cuts show in a thumbnail; the detector's time grows with the pixels."""
@@ -94,13 +94,13 @@ class SplitShots(Stage):
         # A second of imports that the first source's limit should not pay for.
         import scenedetect  # noqa: F401
 
-        import dynamictrl.video_damage  # noqa: F401
+        import dynamictrl.media.video_damage  # noqa: F401
 
         self.check()
 
     @cached_property
     def _network(self) -> TransNet:
-        from dynamictrl.shots import TransNet
+        from dynamictrl.media.shots import TransNet
 
         return TransNet(Path(self.network).expanduser())
 
@@ -109,7 +109,7 @@ class SplitShots(Stage):
         return {name: value for name, value in self.__dict__.items() if name != "_network"}
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.video_damage import Inspection
+        from dynamictrl.media.video_damage import Inspection
 
         detector = self._detector()
         with Inspection(Path(clip.path), max_pixels=ANALYSIS_PIXELS) as inspection:
@@ -128,7 +128,7 @@ class SplitShots(Stage):
         yield from self._cut_out(clip, shots, condition)
 
     def _detector(self) -> ShotDetector:
-        from dynamictrl.shots import AdaptiveShots, TransNetShots
+        from dynamictrl.media.shots import AdaptiveShots, TransNetShots
 
         if self.detector == "transnetv2":
             return TransNetShots(self._network, threshold=self.chance, shortest=self.shortest)
@@ -155,7 +155,7 @@ class SplitShots(Stage):
 
     def _cut_out(self, clip: Clip, shots: list[Span], seen: Condition) -> Iterator[Clip]:
         """The shots without the stretches in which nothing moves, and those stretches with their reasons."""
-        from dynamictrl.video_damage import Span
+        from dynamictrl.media.video_damage import Span
 
         gaps = [gap for gap in seen.gaps if gap.seconds > self.longest_gap]
         stills = [s for s in seen.stills if s.seconds > self.longest_freeze and not any(_meet(s, gap) for gap in gaps)]
@@ -191,7 +191,7 @@ def _meet(one: Span, other: Span) -> bool:
 
 def _without(shots: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
     """What is left of the shots."""
-    from dynamictrl.video_damage import Span
+    from dynamictrl.media.video_damage import Span
 
     left = list(shots)
     for hole in holes:

@@ -13,18 +13,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dynamictrl.errors import ConfigError
-from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import Stage, check_weights, resource
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynamictrl.clothes_masks import Segment
-    from dynamictrl.mask_tracking import SkeletonMaskTracker
-    from dynamictrl.pose import PoseSequence
-    from dynamictrl.sam_tracking import Sam2MaskTracker
+    from dynamictrl.masks.clothes_masks import Segment
+    from dynamictrl.masks.mask_tracking import SkeletonMaskTracker
+    from dynamictrl.masks.sam_tracking import Sam2MaskTracker
+    from dynamictrl.poses.pose import PoseSequence
 
 SKELETON_SEEDED = "skeleton-seeded"
 
@@ -84,18 +84,18 @@ class TrackMasks(Stage):
 
     @cached_property
     def tracking(self) -> Sam2MaskTracker | SkeletonMaskTracker:
-        from dynamictrl.mask_tracking import SkeletonMaskTracker
+        from dynamictrl.masks.mask_tracking import SkeletonMaskTracker
 
         if self.tracker == SKELETON_SEEDED:
             return SkeletonMaskTracker()
-        from dynamictrl.sam_tracking import Sam2MaskTracker
+        from dynamictrl.masks.sam_tracking import Sam2MaskTracker
 
         return Sam2MaskTracker(self.tracker, self.device, window=self.window, state_device=self.state_device)
 
     @cached_property
     def clothing(self) -> Segment | None:
         """Finds clothes, worn by whomever; None where no model is named."""
-        from dynamictrl.clothes_masks import clothes_model
+        from dynamictrl.masks.clothes_masks import clothes_model
 
         if not self.clothes:
             return None
@@ -109,9 +109,9 @@ class TrackMasks(Stage):
         _ = self.tracking, self.clothing
 
     def process(self, clip: Clip) -> Iterable[Clip]:
-        from dynamictrl.pose import PoseSequence
-        from dynamictrl.shards import pack_mask
-        from dynamictrl.video import read_video
+        from dynamictrl.media.video import read_video
+        from dynamictrl.poses.pose import PoseSequence
+        from dynamictrl.samples.shards import pack_mask
 
         pose = PoseSequence.from_npz(clip.file("pose.npz").read_bytes())
         frames = read_video(clip.file("mp4")).frames
@@ -142,7 +142,7 @@ def _agreement(persons_FHW: NDArray[np.uint8], pose: PoseSequence) -> dict[str, 
     """How far masks and poses agree: over all persons and frames, for the worst person, and where they do not."""
     import numpy as np
 
-    from dynamictrl.mask_tracking import drifted, share_on_masks
+    from dynamictrl.masks.mask_tracking import drifted, share_on_masks
 
     share_FP = share_on_masks(persons_FHW, pose)
     seen_P = ~np.isnan(share_FP).all(axis=0)

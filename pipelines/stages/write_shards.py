@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamictrl.errors import ConfigError, DatasetError
-from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import Stage
 
 BLURRED = "blurred.mp4"
@@ -45,8 +45,8 @@ def _misfit(clip: Clip) -> str:
     """Why the members do not belong together; "" where they do (n(frames) = n(pose) = n(mask), equal timestamps)."""
     import numpy as np
 
-    from dynamictrl.pose import PoseSequence
-    from dynamictrl.video_index import frame_times
+    from dynamictrl.media.video_index import frame_times
+    from dynamictrl.poses.pose import PoseSequence
 
     missing = {"mp4", "pose.npz", "mask.npz"} - set(clip.files)
     if missing:
@@ -71,7 +71,7 @@ def _misfit(clip: Clip) -> str:
 
 def _info(clip: Clip) -> dict[str, Any]:
     """The content of `KEY.json` (contract section 2)."""
-    from dynamictrl.shards import SCHEMA_VERSION
+    from dynamictrl.samples.shards import SCHEMA_VERSION
 
     return {
         "schema_version": SCHEMA_VERSION,

@@ -66,7 +66,7 @@ def run(*words: str | Path, **environment: str) -> None:
 
 def make_sources(out: Path) -> Path:
     """Marionette videos, one broken download and one video without anyone in it: what a crawl brings."""
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
 
     folder = out / "videos"
     run("pipelines", "marionettes", "--out", folder, "--count", str(SOURCES), "--seed", str(SEED))
@@ -93,9 +93,9 @@ def drifting_hills(frames: int = 40, height: int = 240, width: int = 320) -> np.
 
 def make_held_out(out: Path) -> dict[str, Any]:
     """A scene no model has seen: its video drives, its first frame is the photo, its frames are the truth."""
+    from dynamictrl.media.video import write_video
     from dynamictrl.mini import models
     from dynamictrl.mini.marionettes import MarionetteScene
-    from dynamictrl.video import write_video
 
     folder = out / "held-out"
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def request_clips(base_url: str, out: Path, held_out: dict[str, Any]) -> None:
 
 def overlay(frames: np.ndarray, sample: Any) -> np.ndarray:
     """Frames with the person's mask tinted and the pose drawn over them."""
-    from dynamictrl.pose_drawing import draw_pose
+    from dynamictrl.poses.pose_drawing import draw_pose
 
     shade = np.where((sample.person_mask > 0)[..., None], frames * 0.55 + np.array([255, 96, 48]) * 0.45, frames * 0.55)
     pose = draw_pose(sample.pose, *frames.shape[1:3])
@@ -149,8 +149,8 @@ def overlay(frames: np.ndarray, sample: Any) -> np.ndarray:
 
 def sample_cards(dataset: Path, count: int = 4) -> tuple[list[ClipCard], list[tuple[str, str]]]:
     """Some training samples, and which models made what is known about them, as their records say."""
-    from dynamictrl.shards import iter_shard, open_dataset
-    from dynamictrl.video import encode_video, read_video
+    from dynamictrl.media.video import encode_video, read_video
+    from dynamictrl.samples.shards import iter_shard, open_dataset
 
     cards, models = [], {}
     for shard in open_dataset(dataset).shards:
@@ -201,8 +201,8 @@ def read_losses(run_folder: Path) -> list[tuple[int, float]]:
 
 
 def result_cards(out: Path, held_out: dict[str, Any]) -> list[ClipCard]:
-    from dynamictrl.pose_drawing import draw_pose
-    from dynamictrl.video import encode_video
+    from dynamictrl.media.video import encode_video
+    from dynamictrl.poses.pose_drawing import draw_pose
 
     clip, fps = held_out["clip"], held_out["fps"]
     still = np.repeat(clip.frames[:1], len(clip.frames), axis=0)
@@ -219,7 +219,7 @@ def result_cards(out: Path, held_out: dict[str, Any]) -> list[ClipCard]:
 def place_cards(out: Path, held_out: dict[str, Any]) -> list[ClipCard]:
     """The masked photo as the model gets it, and what it made of it for each prompt."""
     from dynamictrl.conditioning import mask_reference
-    from dynamictrl.video import encode_video
+    from dynamictrl.media.video import encode_video
 
     clip, fps = held_out["clip"], held_out["fps"]
     masked = mask_reference(clip.frames[0], clip.persons[0] > 0)
@@ -234,7 +234,7 @@ def place_cards(out: Path, held_out: dict[str, Any]) -> list[ClipCard]:
 
 def nearest_walls(out: Path, held_out: dict[str, Any]) -> list[str]:
     """For each clip in another place the wall colour whose drawing is nearest to it."""
-    from dynamictrl.video import read_video
+    from dynamictrl.media.video import read_video
 
     return [nearest_wall(read_video(out / f"place-{wall}.mp4").frames, held_out["scene"]) for wall in WALLS]
 

@@ -19,8 +19,8 @@ LIGHTS = 8
 
 def score_clips(out: Path, truth: Any) -> list[Score]:
     """The served clip, the same request before fine-tuning, and the photo held still, against a MarionetteClip."""
-    from dynamictrl.dwpose import PoseEstimator
-    from dynamictrl.video import read_video
+    from dynamictrl.media.video import read_video
+    from dynamictrl.poses.dwpose import PoseEstimator
 
     estimator = PoseEstimator("mini/dwpose")
     still = np.repeat(truth.frames[:1], len(truth.frames), axis=0)
@@ -51,7 +51,7 @@ def moved_share(found: Any, truth: Any, aspect_ratio: float) -> float:
 
     A still photo has about none of these, however many of the others it has.
     """
-    from dynamictrl.pose import BODY, LEFT_HIP, LEFT_SHOULDER, RIGHT_HIP, RIGHT_SHOULDER, VISIBLE
+    from dynamictrl.poses.pose import BODY, LEFT_HIP, LEFT_SHOULDER, RIGHT_HIP, RIGHT_SHOULDER, VISIBLE
 
     stretch = np.array([aspect_ratio, 1.0])
     true_FJ2, found_FPJ2 = truth.keypoints[:, 0] * stretch, found.keypoints * stretch

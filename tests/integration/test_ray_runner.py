@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import CheckpointError
-from pipelines import attempts, metrics
 from pipelines.clip import Clip
-from pipelines.clip_operator import ClipOperator
-from pipelines.operators import Operator
-from pipelines.progress import Progress
-from pipelines.runner import LocalRunner, Runner
+from pipelines.records import attempts
 from pipelines.stage import Stage
+from pipelines.watching import metrics
+from pipelines.watching.progress import Progress
+from pipelines.work.clip_operator import ClipOperator
+from pipelines.work.operators import Operator
+from pipelines.work.runner import LocalRunner, Runner
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def taken(runner: Runner, operators: Sequence[Operator], units: Sequence[Clip]) 
 
 @pytest.fixture
 def runner(local_ray: None) -> Runner:
-    from pipelines.ray_runner import RayRunner
+    from pipelines.cluster.ray_runner import RayRunner
 
     return RayRunner(workers=2)
 

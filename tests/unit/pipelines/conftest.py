@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,11 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
-from dynamictrl.shards import pack_mask
-from dynamictrl.video import write_video
-from pipelines import storage
+from dynamictrl.media.video import write_video
+from dynamictrl.poses.pose import NUM_KEYPOINTS, PoseSequence
+from dynamictrl.samples.shards import pack_mask
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.pipeline import Pipeline
 from pipelines.stage import Stage
 from pipelines.stages.cut_clips import CutClips
@@ -31,18 +30,6 @@ from pipelines.stages.split_shots import SplitShots
 from pipelines.stages.write_shards import WriteShards
 
 HEIGHT, WIDTH, FPS = 96, 128, 12
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The URL of a server on this machine that speaks the S3 protocol."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines import storage
-from pipelines.storage import Store
+from pipelines.files import storage
+from pipelines.files.storage import Store
 
 STEPS = [(Store, "put"), (Store, "put_file"), (Store, "delete"), (storage, "write_bytes")]
 

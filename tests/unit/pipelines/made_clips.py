@@ -7,10 +7,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynamictrl.shards import MEMBERS
-from pipelines import dataset_files
+from dynamictrl.samples.shards import MEMBERS
 from pipelines.clip import Clip
-from pipelines.publication import Outcome, Publication
+from pipelines.publishing import dataset_files
+from pipelines.publishing.publication import Outcome, Publication
 
 SIZE = 0.125
 """MiB of a shard; clips take about a fifteenth of it."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import attempts
+from pipelines.records import attempts
 
 
 def dies_in_an_attempt(work: Path, run_id: str, *units: str) -> None:
     """A process of its own that is killed while it works on units."""
     program = (
-        "import os, signal, sys; from pathlib import Path; from pipelines import attempts\n"
+        "import os, signal, sys; from pathlib import Path; from pipelines.records import attempts\n"
         "with attempts.attempt(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]): os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = str(Path(attempts.__file__).parents[1])

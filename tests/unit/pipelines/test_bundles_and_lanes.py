@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import ConfigError
-from pipelines import bundles
-from pipelines.bundles import bundled, merged, seconds
 from pipelines.clip import Clip
-from pipelines.lanes import Cluster, Lanes, Need, shared
+from pipelines.cluster import bundles
+from pipelines.cluster.bundles import bundled, merged, seconds
+from pipelines.cluster.lanes import Cluster, Lanes, Need, shared
 
 
 def clips(*frames: int) -> list[Clip]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamictrl.captioning import Answer, Manner
+from dynamictrl.captions.captioning import Answer, Manner
 from dynamictrl.errors import ConfigError, MediaError
-from dynamictrl.pose import PoseSequence
-from pipelines import storage
+from dynamictrl.poses.pose import PoseSequence
 from pipelines.clip import Clip
-from pipelines.keys import stage_key
+from pipelines.files import storage
+from pipelines.records.keys import stage_key
 from pipelines.stage import run_local
 from pipelines.stages.caption import Caption
 from pipelines.stages.track_masks import SKELETON_SEEDED, TrackMasks

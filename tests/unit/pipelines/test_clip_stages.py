@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamictrl.pose import PoseSequence
-from dynamictrl.shards import pack_mask
-from pipelines import storage
+from dynamictrl.poses.pose import PoseSequence
+from dynamictrl.samples.shards import pack_mask
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stage import run_local
 from pipelines.stages.caption import SIDECAR, Caption
 from pipelines.stages.keep_person import KeepPerson

@@ -12,12 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from dynamictrl.errors import ConfigError, InputError
+from dynamictrl.media.video import crop_to_even, encode_video
+from dynamictrl.media.video_hash import hash_video
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.video import crop_to_even, encode_video
-from dynamictrl.video_hash import hash_video
-from pipelines import job, storage
+from pipelines import job
 from pipelines.clip import Clip
 from pipelines.commands.fingerprint import FingerprintVideos
+from pipelines.datasets.verify import verify
+from pipelines.files import storage
 from pipelines.held_out import HeldOut, read_held_out, write_held_out
 from pipelines.pipeline import Pipeline
 from pipelines.stage import run_local
@@ -30,7 +32,6 @@ from pipelines.stages.fingerprint import Fingerprint
 from pipelines.stages.probe import Probe
 from pipelines.stages.split_shots import SplitShots
 from pipelines.stages.write_shards import WriteShards
-from pipelines.verify import verify
 from tests.unit.pipelines.conftest import StandStill
 
 FPS = 12.0

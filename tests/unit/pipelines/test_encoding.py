@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamictrl.encodings import from_bytes, read_encoded_by
-from dynamictrl.shards import LATENTS, MEMBERS, iter_shard, open_dataset
-from dynamictrl.video import write_video
+from dynamictrl.media.video import write_video
+from dynamictrl.samples.encodings import from_bytes, read_encoded_by
+from dynamictrl.samples.shards import LATENTS, MEMBERS, iter_shard, open_dataset
 from pipelines import job
+from pipelines.datasets.verify import verify
 from pipelines.recipes import encode
 from pipelines.stages.encode_latents import EncodeLatents
-from pipelines.verify import verify
 from tests.unit.pipelines.conftest import FPS, Weightless, shot
 
 

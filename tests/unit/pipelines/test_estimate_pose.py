@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dynamictrl.dwpose import PoseEstimator
-from dynamictrl.dwpose_networks import Acceleration
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.pose import PoseSequence
+from dynamictrl.poses.dwpose import PoseEstimator
+from dynamictrl.poses.dwpose_networks import Acceleration
+from dynamictrl.poses.pose import PoseSequence
 from pipelines.clip import Clip
-from pipelines.keys import stage_key
+from pipelines.records.keys import stage_key
 from pipelines.stage import run_local, step
 from pipelines.stages.estimate_pose import EstimatePose
 

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dynamictrl.errors import ConfigError
+from dynamictrl.media.video import read_video
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseSequence
-from dynamictrl.video import read_video
-from pipelines import storage
+from dynamictrl.poses.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseSequence
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.limits import LimitStage
 from pipelines.recipes import curate_mini
 from pipelines.stage import Stage, run_local

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynamictrl.errors import InputError
-from pipelines import storage
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.stages.find_videos import FindVideos
 
 

@@ -21,14 +21,14 @@ import cv2
 import numpy as np
 import pytest
 
-from dynamictrl.video import encode_video, read_video
+from dynamictrl.media.video import encode_video, read_video
 from pipelines.clip import Clip
-from pipelines.isolation import Child
 from pipelines.stage import Stage
 from pipelines.stages.cut_clips import CutClips
 from pipelines.stages.fetch import Fetch
 from pipelines.stages.probe import Probe
 from pipelines.stages.split_shots import SplitShots
+from pipelines.work.isolation import Child
 from tests.benchmarks.clean_media import Variant, leaping, made, moving
 
 FPS = 12

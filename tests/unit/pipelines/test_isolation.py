@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 import pytest
 
 from dynamictrl.errors import ConfigError
-from pipelines import isolation
 from pipelines.clip import Clip
-from pipelines.isolation import Child
 from pipelines.stage import Stage
+from pipelines.work import isolation
+from pipelines.work.isolation import Child
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,11 @@ def test_an_answer_too_long_to_keep_is_charged_to_its_source(monkeypatch: pytest
         assert child.apply([Clip(source="answers too much")]).clips[0].rejected == "output_flood"
 
 
-def test_a_child_that_cannot_start_is_no_sources_fault(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("stages", [1, 100_000])  # the many do not fit into the pipe: they are still being written
+def test_a_child_that_cannot_start_is_no_sources_fault(stages: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ConfigError, match="cannot start"):
-        Child([Misbehaves()], time_limit=20, memory_gib=0).apply([Clip(source="a")])
+        Child([Misbehaves()] * stages, time_limit=20, memory_gib=0).apply([Clip(source="a")])
 
 
 def test_chatter_on_stdout_does_not_disturb_the_answers(child: Child):

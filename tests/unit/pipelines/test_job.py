@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from dynamictrl.shards import MEMBERS, open_dataset
-from pipelines import dataset_files, job, plan
+from dynamictrl.samples.shards import MEMBERS, open_dataset
+from pipelines import job, plan
 from pipelines.clip import Clip
-from pipelines.clip_operator import ClipOperator
 from pipelines.commands.remove import Remove
-from pipelines.publication import Publication
-from pipelines.source_operator import SourceOperator
+from pipelines.datasets.verify import verify
+from pipelines.files.storage import Store
+from pipelines.publishing import dataset_files
+from pipelines.publishing.publication import Publication
 from pipelines.stages.keep_duration import KeepDuration
 from pipelines.stages.write_shards import WriteShards
-from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.work.clip_operator import ClipOperator
+from pipelines.work.source_operator import SourceOperator
 from tests.unit.pipelines.conftest import StandStill, Weightless
 
 MakePipeline = Callable[..., Weightless]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import CheckpointError, ConfigError
-from dynamictrl.picture_models import AestheticScorer, PictureClassifier, spread_frames
+from dynamictrl.quality.picture_models import AestheticScorer, PictureClassifier, spread_frames
 from pipelines.clip import Clip
 from pipelines.stage import run_local
 from pipelines.stages.keep_beautiful import KeepBeautiful

@@ -12,17 +12,19 @@ from typing import ClassVar
 import pytest
 
 from dynamictrl.errors import CheckpointError
-from pipelines import attempts, keys, phases, storage
 from pipelines.clip import Clip
-from pipelines.clip_operator import ClipOperator, clip_operators
+from pipelines.files import storage
 from pipelines.recipes import curate, curate_mini
-from pipelines.source_operator import SourceOperator
+from pipelines.records import attempts, keys
 from pipelines.stage import Stage
 from pipelines.stages.caption import Caption
 from pipelines.stages.cut_clips import CutClips
 from pipelines.stages.fetch import Fetch
 from pipelines.stages.probe import Probe
 from pipelines.stages.split_shots import SplitShots
+from pipelines.work import phases
+from pipelines.work.clip_operator import ClipOperator, clip_operators
+from pipelines.work.source_operator import SourceOperator
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import DynamiCtrlError, InputError
-from dynamictrl.video import write_video
-from pipelines import comparison, job, retrying, sizes, text_table
+from dynamictrl.media.video import write_video
+from pipelines import job
 from pipelines.clip import Clip
 from pipelines.commands.diff import Diff
 from pipelines.commands.explain import Explain
 from pipelines.commands.quarantine import Quarantine
 from pipelines.commands.size import Size
-from pipelines.dataset_view import DatasetView, open_view
-from pipelines.explanation import explain
+from pipelines.datasets import comparison, retrying, sizes, text_table
+from pipelines.datasets.dataset_view import DatasetView, open_view
+from pipelines.datasets.explanation import explain
 from pipelines.pipeline import Pipeline
 from pipelines.stage import Stage
 from pipelines.stages.cut_clips import CutClips

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import storage
 from pipelines.clip import Clip
-from pipelines.previews import MOST_BYTES, preview_path, write_preview
+from pipelines.datasets.stage_list import Limit, limits, listed, stage_list
+from pipelines.files import storage
 from pipelines.recipes import curate_mini
 from pipelines.stage import Stage
-from pipelines.stage_list import Limit, limits, listed, stage_list
+from pipelines.work.previews import MOST_BYTES, preview_path, write_preview
 from tests.unit.pipelines.conftest import shot, still_person
 
 Make = Callable[..., Clip]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import ConfigError
-from pipelines import meter, metrics
 from pipelines.clip import Clip
-from pipelines.meter import Meter
-from pipelines.metrics import METRICS, PREFIX, RunMetrics, exported, say_operators
-from pipelines.progress import Progress, clock, say_summary
 from pipelines.stage import Cost, Work
+from pipelines.watching import meter, metrics
+from pipelines.watching.meter import Meter
+from pipelines.watching.metrics import METRICS, PREFIX, RunMetrics, exported, say_operators
+from pipelines.watching.progress import Progress, clock, say_summary
 
 KEPT = Clip(key="a")
 SHORT = Clip(key="b", stage="keep_duration").reject("too_short")

@@ -10,10 +10,10 @@ import pytest
 import webdataset
 
 from dynamictrl.errors import DatasetError
-from dynamictrl.shards import MEMBERS, iter_shard, open_dataset
-from pipelines import dataset_files
+from dynamictrl.samples.shards import MEMBERS, iter_shard, open_dataset
 from pipelines.clip import Clip
-from pipelines.publication import Publication
+from pipelines.publishing import dataset_files
+from pipelines.publishing.publication import Publication
 from tests.unit.pipelines.made_clips import SIZE, files, made_clip, published
 
 SMALL = 0.04

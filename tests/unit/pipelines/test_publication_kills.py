@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import dataset_files
 from pipelines.clip import Clip
-from pipelines.publication import Publication
-from pipelines.storage import Store
+from pipelines.files.storage import Store
+from pipelines.publishing import dataset_files
+from pipelines.publishing.publication import Publication
 from tests.unit.pipelines.killing import readable, stopped
 from tests.unit.pipelines.made_clips import files, made_clip, published
 
@@ -30,7 +30,16 @@ def change(publication: Publication) -> list[Clip]:
     return [*clips, made_clip(work, 40)]
 
 
-@pytest.mark.parametrize("begin", ["new", "changed"])
+@pytest.mark.parametrize(
+    ("out", "begin"),
+    [
+        ("disk", "new"),
+        ("disk", "changed"),
+        ("bucket", "changed"),
+        pytest.param("bucket", "new", marks=pytest.mark.exhaustive),
+    ],
+    indirect=["out"],
+)
 def test_a_publication_killed_at_any_step_and_run_again_ends_with_the_same_bytes(
     out: str, begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from dynamictrl.shards import open_dataset
+from dynamictrl.samples.shards import open_dataset
 from pipelines import job
 from pipelines.clip import Clip
 from pipelines.commands.report import Report
-from pipelines.dataset_view import open_view
-from pipelines.previews import write_preview
+from pipelines.datasets.dataset_view import open_view
+from pipelines.datasets.stage_list import Limit
 from pipelines.recipes import curate_mini
 from pipelines.report import write_report
 from pipelines.report.advice import ADVICE, advice
@@ -24,7 +24,7 @@ from pipelines.report.funnel import equations, funnel
 from pipelines.report.histograms import histograms
 from pipelines.report.settings import all_settings, command
 from pipelines.stage import Cost, Stage
-from pipelines.stage_list import Limit
+from pipelines.work.previews import write_preview
 from tests.unit.pipelines.conftest import FPS, Weightless, shot
 
 
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four clips kept, one shot too short, one clip too late, one source quarantined."""
     import numpy as np
 
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
 
     root = tmp_path_factory.mktemp("made")
     (root / "videos").mkdir()
@@ -218,7 +218,9 @@ def test_the_command_writes_the_page_anew_with_the_costs_on_record(made: Path, c
     assert gone.sub("", page) == gone.sub("", before.decode())
 
 
-@pytest.mark.parametrize("module", ["dynamictrl.video", "pipelines.isolation", "pipelines.downloading"])
+@pytest.mark.parametrize(
+    "module", ["dynamictrl.media.video", "pipelines.work.isolation", "pipelines.files.downloading"]
+)
 def test_every_code_of_a_source_that_cannot_be_read_has_its_advice(module: str):
     codes = re.findall(r"^\| ([a-z_]+) \|", importlib.import_module(module).__doc__ or "", re.MULTILINE)
     assert len(codes) > 4

@@ -10,12 +10,13 @@ import pytest
 import webdataset
 
 from dynamictrl.errors import ConfigError, DatasetError
-from dynamictrl.shards import iter_shard, open_dataset
-from pipelines import dataset_files, run_folder
+from dynamictrl.samples.shards import iter_shard, open_dataset
 from pipelines.clip import Clip
-from pipelines.publication import Publication
-from pipelines.resharding import bucket_of, reshard
-from pipelines.storage import Store
+from pipelines.datasets.resharding import bucket_of, reshard
+from pipelines.files import run_folder
+from pipelines.files.storage import Store
+from pipelines.publishing import dataset_files
+from pipelines.publishing.publication import Publication
 from tests.unit.pipelines.killing import readable, stopped
 from tests.unit.pipelines.made_clips import files, made_clip, published
 
@@ -87,6 +88,7 @@ def test_a_run_after_it_leaves_the_shards_as_they_are(out: str, tmp_path: Path):
     assert {shard.get("bucket") for shard in outcome.description["shards"]} == {"576x1024", "1024x576"}
 
 
+@pytest.mark.parametrize("out", ["disk", pytest.param("bucket", marks=pytest.mark.exhaustive)], indirect=True)
 def test_killed_at_any_step_and_repeated_it_ends_with_the_same_bytes(out: str, monkeypatch: pytest.MonkeyPatch):
     whole, step = None, 0
     while True:
@@ -150,7 +152,7 @@ def test_our_reader_and_stock_webdataset_agree_on_rewritten_shards(tmp_path: Pat
 GROWTH = """
 import resource, sys
 from pathlib import Path
-from pipelines.resharding import reshard
+from pipelines.datasets.resharding import reshard
 import pyarrow.parquet
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 reshard(sys.argv[1], 1000.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import ConfigError
-from pipelines.run_folder import BusyError, opened
+from pipelines.files.run_folder import BusyError, opened
 
 SETTINGS = {"cut": {"stage": "cut_clips", "fps": 12.0}}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.video import probe, read_video, write_video
+from dynamictrl.media.video import probe, read_video, write_video
 from pipelines.clip import Clip
 from pipelines.stage import run_local
 from pipelines.stages.cut_clips import CutClips

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dynamictrl.errors import ConfigError, DatasetError
-from pipelines import storage
-from pipelines.storage import Store
+from pipelines.files import storage
+from pipelines.files.storage import Store
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -7,13 +7,14 @@ import pytest
 import webdataset
 
 from dynamictrl.errors import InputError
-from dynamictrl.shards import open_dataset
-from pipelines import dataset_files, purge, run_folder, tombstones
+from dynamictrl.samples.shards import open_dataset
 from pipelines.clip import Clip
-from pipelines.lease import BusyError
-from pipelines.publication import Publication
-from pipelines.storage import Store
-from pipelines.takedown import take_down
+from pipelines.datasets.takedown import take_down
+from pipelines.files import run_folder
+from pipelines.files.lease import BusyError
+from pipelines.files.storage import Store
+from pipelines.publishing import dataset_files, purge, tombstones
+from pipelines.publishing.publication import Publication
 from tests.unit.pipelines.killing import readable, stopped
 from tests.unit.pipelines.made_clips import files, made_clip, published
 
@@ -28,7 +29,7 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _one_moment(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.takedown._now", lambda: "2026-09-21T14:13:20Z")
+    monkeypatch.setattr("pipelines.datasets.takedown._now", lambda: "2026-09-21T14:13:20Z")
 
 
 def made(out: str, count: int = 12) -> list[Clip]:
@@ -129,6 +130,7 @@ def test_an_unknown_source_is_refused_with_the_name_that_was_meant(tmp_path: Pat
     assert not (tmp_path / "set" / tombstones.NAME).exists()
 
 
+@pytest.mark.parametrize("out", ["disk", pytest.param("bucket", marks=pytest.mark.exhaustive)], indirect=True)
 def test_a_takedown_killed_at_any_step_and_repeated_ends_with_the_same_bytes(out: str, monkeypatch: pytest.MonkeyPatch):
     whole, step = None, 0
     while True:

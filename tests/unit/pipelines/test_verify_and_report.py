@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dynamictrl.shards import Sample, iter_shard, open_dataset, pack_mask, write_shard
-from dynamictrl.video import encode_video
-from pipelines import dataset_files, job
-from pipelines.storage import Store
-from pipelines.takedown import take_down
-from pipelines.verify import verify
+from dynamictrl.media.video import encode_video
+from dynamictrl.samples.shards import Sample, iter_shard, open_dataset, pack_mask, write_shard
+from pipelines import job
+from pipelines.datasets.takedown import take_down
+from pipelines.datasets.verify import verify
+from pipelines.files.storage import Store
+from pipelines.publishing import dataset_files
 from tests.unit.pipelines.conftest import FPS, Weightless, shot
 
 
@@ -20,7 +21,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of five clips, one short shot refused and one source quarantined."""
     import numpy as np
 
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
 
     root = tmp_path_factory.mktemp("made")
     (root / "videos").mkdir()
