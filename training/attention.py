@@ -124,9 +124,9 @@ def _shape(settings: AttentionStudy) -> dict[str, int]:
 
 def _inputs(settings: AttentionStudy, shape: dict[str, int]) -> tuple[Image.Image, NDArray[np.uint8], float]:
     """The person's picture, and the drawn poses with their rate."""
-    from dynamictrl import driving
-    from dynamictrl.images import read_image
-    from dynamictrl.video import read_video
+    from dynamictrl.media.images import read_image
+    from dynamictrl.media.video import read_video
+    from dynamictrl.poses import driving
 
     image = read_image(settings.image)
     path = settings.driving_video or settings.pose_video
@@ -135,7 +135,7 @@ def _inputs(settings: AttentionStudy, shape: dict[str, int]) -> tuple[Image.Imag
     if settings.pose_video is not None:
         found = driving.from_pose_video(video, **size, fps=None)
     else:
-        from dynamictrl.dwpose import PoseEstimator
+        from dynamictrl.poses.dwpose import PoseEstimator
 
         named = settings.pose_model or ("mini/dwpose" if _is_mini(settings.model) else "yzd-v/DWPose")
         found = driving.from_driving_video(video, image, PoseEstimator(named), **size, fps=None)
@@ -253,8 +253,8 @@ def _points(asked: Sequence[str], shape: Sequence[int], config: Any) -> list[Poi
 
 def _write(settings: AttentionStudy, runs: Sequence[Recorded], fps: float) -> None:
     from dynamictrl.attention_figures import block_figure, save_maps, step_figure
-    from dynamictrl.shards import write_json
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
+    from dynamictrl.samples.shards import write_json
 
     out, titled = settings.out, {run.title: run.maps for run in runs}
     block_figure(titled, share=settings.share).save(out / "figure3.png")

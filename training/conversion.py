@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from training.settings.model import PoseControl
 
 if TYPE_CHECKING:
-    from dynamictrl.base_conversion import Conversion
+    from dynamictrl.conversion.base_conversion import Conversion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def convert(base: str, settings: Convert) -> Conversion:
     """Writes the folder; CheckpointError for what is no base, ConfigError where the place is taken."""
     import torch
 
-    from dynamictrl import base_conversion
+    from dynamictrl.conversion import base_conversion
 
     order = base_conversion.Order(
         base=base,

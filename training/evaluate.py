@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from dynamictrl import weights
 from dynamictrl.errors import CheckpointError, ConfigError
-from dynamictrl.shards import read_sample, write_json
-from dynamictrl.windows import Window, WindowPixels, read_window
+from dynamictrl.samples.shards import read_sample, write_json
+from dynamictrl.samples.windows import Window, WindowPixels, read_window
 from training.planning.plan import check_shape
 from training.samples.data import Entry, build_index
 from training.settings.clips import Clips
@@ -167,7 +167,7 @@ def score_clip(
 
     Of the settings the number of steps, guidance and seed are taken.
     """
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
 
     sample = read_sample(entry.shard, entry.offset)
     window = Window(entry.starts[0], clips.num_frames, clips.height, clips.width, clips.fps, clips.crop)

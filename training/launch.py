@@ -16,7 +16,7 @@ from training.engine.sequence_groups import check_heads
 from training.lora import check_base
 from training.planning import admission
 from training.planning.plan import base_config
-from training.release import model_card, provenance, tracking
+from training.release import model_card, provenance, registering, tracking
 from training.run_folder import RunFolder
 from training.samples.buckets import check_sizes
 from training.samples.data import index_of
@@ -91,7 +91,7 @@ def _follow(run: Run) -> Path:
 
 
 def _finish(run: Run, tracked: tracking.TrackedRun, model: Path) -> None:
-    version = tracking.finish(tracked, run, model)
+    version = registering.finish(tracked, run, model)
     if version is not None:
         logger.info("registered as %s version %s", run.recipe.records.registered_model, version)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.checkpoints import on_disk
 from training.config import Recipe, Run, differences
 

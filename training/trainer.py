@@ -20,7 +20,7 @@ from training.checkpoints.ema import MovingAverage
 from training.checkpoints.notice import IsLeaving
 from training.checkpoints.saver import Saver
 from training.config import Run
-from training.engine import acceleration, parallel, starting_weights, step
+from training.engine import acceleration, parallel, starting_weights, step, work
 from training.engine.parallel import Place
 from training.release import export
 from training.run_folder import RunFolder
@@ -76,7 +76,7 @@ class Trainer:
         self._guard = Guard(recipe.watch, place, run.out, self._engine)
         self._trace = Trace(recipe.watch.profile_step, place, run.out, callbacks)
         self._meter = Meter(
-            recipe, place, self._config, step.kept_of(self._pipeline.transformer),
+            recipe, place, self._config, work.kept_of(self._pipeline.transformer),
             num_timesteps=self._schedule.num_timesteps, clips=len(self._feed.index.entries),
         )  # fmt: skip
 

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynamictrl.captioning import DEFAULT_PROMPT, Manner
-from dynamictrl.qwen_captioning import Qwen2VLCaptioner
-from dynamictrl.video import read_video, write_video
+from dynamictrl.captions.captioning import DEFAULT_PROMPT, Manner
+from dynamictrl.captions.qwen_captioning import Qwen2VLCaptioner
+from dynamictrl.media.video import read_video, write_video
 from pipelines.clip import Clip
 from pipelines.stages.caption import Caption, footage_of
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from dynamictrl.shards import open_dataset
-from pipelines import dataset_files
-from pipelines.verify import verify
+from dynamictrl.samples.shards import open_dataset
+from pipelines.datasets.verify import verify
+from pipelines.publishing import dataset_files
 from tests.benchmarks.curation_pieces import EXECUTIONS, ROOT, command, environment, executions, machine, write_sources
 
 TARGETS = ("driver", "worker", "raylet")

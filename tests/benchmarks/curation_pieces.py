@@ -24,10 +24,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.pose import NUM_KEYPOINTS, PoseSequence
-from dynamictrl.shards import pack_mask
-from pipelines import storage
+from dynamictrl.poses.pose import NUM_KEYPOINTS, PoseSequence
+from dynamictrl.samples.shards import pack_mask
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.pipeline import Pipeline
 from pipelines.stage import Stage
 from pipelines.stages.cut_clips import CutClips
@@ -117,7 +117,7 @@ def write_sources(
     per_folder: int = 1000,
 ) -> Path:
     """Videos of different bytes: copies of a few, each with an own `free` box behind it, as mp4 allows."""
-    from dynamictrl.video import encode_video
+    from dynamictrl.media.video import encode_video
 
     contents = [encode_video(moving_blocks(i, n, height, width), FPS) for i, n in enumerate(frames)]
     for number in range(count):

@@ -27,12 +27,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamictrl.media.video import crop_to_even, encode_video, read_video
+from dynamictrl.media.video_copies import candidates
+from dynamictrl.media.video_groups import find_copies
+from dynamictrl.media.video_hash import RATE, WAVES, VideoHash, hash_video
+from dynamictrl.media.video_likeness import MIRROR, cropped
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.video import crop_to_even, encode_video, read_video
-from dynamictrl.video_copies import candidates
-from dynamictrl.video_groups import find_copies
-from dynamictrl.video_hash import RATE, WAVES, VideoHash, hash_video
-from dynamictrl.video_likeness import MIRROR, cropped
 from pipelines.stages.drop_duplicates import REPEATED, DropDuplicates
 
 Frames = NDArray[np.uint8]

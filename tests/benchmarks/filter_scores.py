@@ -21,13 +21,13 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from dynamictrl.dwpose import PoseEstimator
 from dynamictrl.errors import MediaError
+from dynamictrl.media.video import probe, read_video
 from dynamictrl.mini.marionettes import write_marionettes
-from dynamictrl.pose import PoseSequence
-from dynamictrl.video import probe, read_video
-from pipelines import storage
+from dynamictrl.poses.dwpose import PoseEstimator
+from dynamictrl.poses.pose import PoseSequence
 from pipelines.clip import Clip
+from pipelines.files import storage
 from pipelines.recipes import Curation, curate, curate_mini
 from pipelines.stage import Stage, run_local
 from pipelines.stages.cut_clips import CutClips

@@ -21,7 +21,7 @@ from dynamictrl import DynamiCtrlPipeline
 from dynamictrl.long_videos import WindowPlan, plan_windows
 from dynamictrl.metrics import psnr, seam_contrast
 from dynamictrl.mini.marionettes import MarionetteClip, MarionetteScene
-from dynamictrl.pose_drawing import draw_pose
+from dynamictrl.poses.pose_drawing import draw_pose
 
 HEIGHT, WIDTH, FPS = 192, 128, 12.0
 MIB = 2**20

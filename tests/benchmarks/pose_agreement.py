@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.dwpose_pictures import CROP_HEIGHT, CROP_WIDTH, JOINTS_OF_LAYOUT
 from dynamictrl.mini.marionettes import MarionetteScene
-from dynamictrl.pose import VISIBLE, PoseSequence
+from dynamictrl.poses.dwpose_pictures import CROP_HEIGHT, CROP_WIDTH, JOINTS_OF_LAYOUT
+from dynamictrl.poses.pose import VISIBLE, PoseSequence
 
 HEIGHT, WIDTH, FPS = 720, 1280, 12.0
 DRAWN = 12

@@ -23,8 +23,8 @@ from dynamictrl.errors import InputError
 from dynamictrl.metrics import pck
 from dynamictrl.mini.marionettes import MarionetteScene
 from dynamictrl.mini.marionettes.character import Character
-from dynamictrl.pose import BODY, LEFT_SHOULDER, NECK, RIGHT_SHOULDER, VISIBLE, PoseSequence
-from dynamictrl.pose_alignment import ALIGNMENTS, align
+from dynamictrl.poses.pose import BODY, LEFT_SHOULDER, NECK, RIGHT_SHOULDER, VISIBLE, PoseSequence
+from dynamictrl.poses.pose_alignment import ALIGNMENTS, align
 
 HEIGHT, WIDTH, FRAMES, FPS = 192, 128, 25, 12.0
 

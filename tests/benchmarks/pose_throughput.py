@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 from pose_agreement import FPS, HEIGHT, WIDTH, Clips, People, compare, draw_clips, people_of
 
-from dynamictrl.dwpose import PoseEstimator
-from dynamictrl.dwpose_networks import Acceleration, load_cuda_libraries, open_session
-from dynamictrl.dwpose_pictures import CROP_HEIGHT, CROP_WIDTH
+from dynamictrl.poses.dwpose import PoseEstimator
+from dynamictrl.poses.dwpose_networks import Acceleration, load_cuda_libraries, open_session
+from dynamictrl.poses.dwpose_pictures import CROP_HEIGHT, CROP_WIDTH
 
 PASSES = 4
 """Times that our rounds go through the clips: a stream has no end at which batches are part full."""
@@ -172,7 +172,7 @@ def sweep(folder: Path, clips: Clips, start: Acceleration, end: float) -> list[d
 
 def through_the_stage(folder: Path, clips: Clips, device: str) -> dict[str, float]:
     """Frames per second of the pipeline's stage: H.264 files in, `pose.npz` files out, each clip three times."""
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
     from pipelines.clip import Clip
     from pipelines.stage import step
     from pipelines.stages.estimate_pose import EstimatePose

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamictrl.shots import AdaptiveShots, ShotDetector
+from dynamictrl.media.shots import AdaptiveShots, ShotDetector
 
 FPS, HEIGHT, WIDTH = 25, 144, 256
 NEAR = 0.2
@@ -141,7 +141,7 @@ def _zoomed(rng: np.random.Generator) -> Frames:
 
 def chained(folder: Path) -> Iterator[Labelled]:
     """Real clips one after the other, two at a time."""
-    from dynamictrl.video import iter_frames
+    from dynamictrl.media.video import iter_frames
 
     shown = []
     for path in sorted(folder.iterdir()):

@@ -28,7 +28,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from dynamictrl import shards
+from dynamictrl.samples import shards
 from tests.benchmarks.training_pieces import SHAPES, Shape, recipe_for, write_base, write_data
 from training.config import Run
 from training.engine import starting_weights

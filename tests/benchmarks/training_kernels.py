@@ -9,7 +9,7 @@ from typing import Any
 
 KINDS: dict[str, str] = {
     "compiled elementwise": r"^triton_(?!tem)",  # their names tell what they were fused from, attention too
-    "attention": r"cudnn.*sdpa|sdpa|flash|fmha|attention|mha",
+    "attention": r"cudnn.*sdpa|sdpa|flash|fmha|attention|mha|^_attend",
     "GEMM": r"gemm|cutlass.*(_tn|_nt|_nn)|nvjet|cublas|sm90_xmma|wgmma|matmul|addmm",
     "communication": r"nccl",
     "optimizer": r"adam|FusedAdam|multi_tensor|foreach",
@@ -41,8 +41,13 @@ def kernel_times(trainer: Any, device: str, number: int) -> dict[str, Any]:
     kernels.sort(key=lambda kernel: -kernel[1])
     groups = dict.fromkeys([*KINDS, "other"], 0.0)
     for name, spent, _ in kernels:
-        groups[next((kind for kind, words in KINDS.items() if re.search(words, name, re.IGNORECASE)), "other")] += spent
+        groups[group_of(name)] += spent
     return {"wall_ms": wall, "groups_ms": groups, "longest": kernels[:45]}
+
+
+def group_of(name: str) -> str:
+    """Which of KINDS a kernel is, or `other`."""
+    return next((kind for kind, words in KINDS.items() if re.search(words, name, re.IGNORECASE)), "other")
 
 
 def print_kernel_times(found: dict[str, Any]) -> None:

@@ -172,9 +172,9 @@ def write_data(root: Path, clips: int = 24) -> Path:
     """A data set folder of marionettes, as curation writes it."""
     import numpy as np
 
-    from dynamictrl import shards
+    from dynamictrl.media.video import encode_video
     from dynamictrl.mini.marionettes import sample_clip
-    from dynamictrl.video import encode_video
+    from dynamictrl.samples import shards
 
     samples = []
     for number in range(clips):

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from dynamictrl import encodings, shards
-from dynamictrl.encodings import EncodedBy, Encodings, folder_hash
+from dynamictrl.samples import encodings, shards
+from dynamictrl.samples.encodings import EncodedBy, Encodings, folder_hash
 from training.config import Recipe
 from training.samples.data import Order
 from training.settings.checkpoints import Checkpoints

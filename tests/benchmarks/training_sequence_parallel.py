@@ -284,7 +284,7 @@ def _prefer_fastest(rank: Rank) -> None:
     import torch
     import torch.distributed as dist
 
-    from training.engine import attention_kernels
+    from dynamictrl.acceleration import attention_kernels
 
     config = rank.shape.config
     heads = -(-config["num_attention_heads"] // rank.size)
@@ -295,9 +295,7 @@ def _prefer_fastest(rank: Rank) -> None:
     best = choice[0]
     if best is None:
         return
-    attention_kernels.prefer(best.kernel)
-    for block in rank.model.transformer_blocks:
-        block.attn1.processor.heads_first = best.heads_first
+    attention_kernels.use(rank.model, best)
     if dist.get_rank() == 0:
         print(f"{rank.size} ranks, {heads} heads each: attention by {best}", flush=True)
 

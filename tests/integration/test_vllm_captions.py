@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import ConfigError
-from dynamictrl.video import write_video
+from dynamictrl.media.video import write_video
 from pipelines.clip import Clip
-from pipelines.clip_operator import ClipOperator
-from pipelines.engines import caption_all, engine_stage
 from pipelines.stages.caption import Caption
+from pipelines.work.clip_operator import ClipOperator
+from pipelines.work.engines import caption_all, engine_stage
 
 ray = pytest.importorskip("ray")
-vllm_captions = pytest.importorskip("pipelines.vllm_captions")
+vllm_captions = pytest.importorskip("pipelines.cluster.vllm_captions")
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("local_ray")]
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dynamictrl.errors import DynamiCtrlError
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.callbacks.recording import record
 from training.cluster.following import shown
 from training.cluster.ray_cluster import connected

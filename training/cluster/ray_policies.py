@@ -24,7 +24,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from dynamictrl.errors import DynamiCtrlError, StoreError
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.checkpoints import on_disk
 
 logger = logging.getLogger(__name__)

@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynamictrl.acceleration import attention_kernels
+from dynamictrl.acceleration.attention_kernels import Choice
+from dynamictrl.acceleration.compilation import compile_blocks
 from dynamictrl.recomputation import Recompute
 from training.config import Recipe
-from training.engine import attention_kernels, float8, sequence_groups
-from training.engine.attention_kernels import Choice
+from training.engine import float8, sequence_groups
 from training.engine.parallel import Place
 from training.planning import memory, shapes
 from training.planning.memory import Kept
 from training.planning.tensor_counts import is_compiled
 
 logger = logging.getLogger(__name__)
-
-GRAPHS = 128
-"""Compiled graphs that the blocks may share: three kinds of block for each shape of clip (a bucket)."""
 
 
 def prepare(transformer: nn.Module, recipe: Recipe, place: Place, *, precomputed: bool = False) -> None:
@@ -77,9 +76,7 @@ def _choose_attention(transformer: nn.Module, recipe: Recipe, place: Place) -> N
         best = Choice(kernel, heads_first=False)  # not to be timed at this size, as `math` is not, but asked for
     if best is None:
         return
-    attention_kernels.prefer(best.kernel)
-    for block in _blocks(transformer):
-        block.attn1.processor.heads_first = best.heads_first
+    attention_kernels.use(transformer, best)
 
 
 def _of_first_worker(choice: Choice | None, place: Place) -> Choice | None:
@@ -142,15 +139,3 @@ def compiles(recipe: Recipe) -> bool:
             "plan RECIPE --zero-stage 2`)"
         )
     return False
-
-
-def compile_blocks(transformer: nn.Module, backend: str = "inductor") -> None:
-    """Compiles each block where it stands, its checkpoint inside it, so that the compiler sees what is to be kept.
-
-    Blocks of one kind share a graph: their weights are inputs of it. `backend` is torch.compile's.
-    """
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 2 * GRAPHS)
-    for block in _blocks(transformer):
-        block.compile(dynamic=False, backend=backend)

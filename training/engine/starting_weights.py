@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dynamictrl import weights
-from dynamictrl.base_weights import from_base
+from dynamictrl.conversion.base_weights import from_base
 from dynamictrl.pose_encoder import PoseEncodedTransformer, PoseEncoder
 from training.config import Recipe
 from training.lora import Lora

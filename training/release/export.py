@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamictrl.errors import CheckpointError, ConfigError
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.checkpoints import on_disk
 from training.checkpoints.on_disk import Checkpoint
 from training.config import Run

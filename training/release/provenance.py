@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.config import Recipe
 
 PACKAGES = ("torch", "deepspeed", "ray", "diffusers", "transformers", "peft", "mlflow", "triton")

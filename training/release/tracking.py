@@ -1,4 +1,4 @@
-"""The run's MLflow run: opened once, found again after a restart, and where the exported model is registered.
+"""The run's MLflow run: opened once, found again after a restart, and written to.
 
 A run may have none: `--experiment ""` records nothing, and then nothing here needs mlflow.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynamictrl.errors import ConfigError, DynamiCtrlError
-from dynamictrl.shards import write_json
-from training.callbacks.metrics_file import read_lines
+from dynamictrl.errors import ConfigError
+from dynamictrl.samples.shards import write_json
 from training.config import Run
 from training.release import provenance
 
@@ -29,9 +27,6 @@ logger = logging.getLogger(__name__)
 MARKER = "mlflow.json"
 FOLDER_ID = ".tracking-id"
 FOLDER_TAG = "dynamictrl.run_folder"
-PATIENCE_SECONDS = 180.0
-PAUSE_SECONDS = 5.0
-PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def open_run(run: Run) -> TrackedRun | None:
         return _opened(run, uri)
     except (MlflowException, OSError) as problem:
         raise ConfigError(
-            f"the MLflow server {uri} does not answer ({_first_line(problem)}); start it, unset MLFLOW_TRACKING_URI "
+            f"the MLflow server {uri} does not answer ({first_line(problem)}); start it, unset MLFLOW_TRACKING_URI "
             'to record in the run folder, or record nothing with --experiment ""',
             code="tracking_unreachable",
         ) from problem
@@ -175,108 +170,6 @@ def log_steps(client: MlflowClient, run_id: str, steps: Iterable[tuple[int, int,
         client.log_batch(run_id, metrics=entries[first : first + 1000])
 
 
-def finish(tracked: TrackedRun, run: Run, model: Path) -> str | None:
-    """Brings the record of a finished run to its end and returns the registered version, if there is one.
-
-    What a dead server kept from being recorded is recorded now. While the server does not answer it is tried again
-    for PATIENCE_SECONDS; then DynamiCtrlError (code run_failed) says that the model is whole all the same.
-    """
-
-    def end() -> str | None:
-        from training.validating import validation_results
-
-        _record_the_rest(tracked, run)
-        validation_results.record(tracked, run.out)
-        version = register(tracked, run, model)
-        close(tracked, "FINISHED")
-        return version
-
-    return _tried_again(end, f"the model {model} is complete and not registered")
-
-
-def _tried_again(action: Callable[[], str | None], loss: str) -> str | None:
-    from mlflow.exceptions import MlflowException
-
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return action()
-        except (MlflowException, OSError) as problem:
-            passing = not isinstance(problem, MlflowException) or problem.error_code in PASSING
-            if not passing or time.monotonic() + PAUSE_SECONDS > deadline:
-                raise DynamiCtrlError(
-                    f"{loss}: the MLflow server answers {_first_line(problem)!r}; the same command registers it once "
-                    "the server is back, without training again",
-                    code="run_failed",
-                ) from problem
-            logger.warning("the MLflow server does not answer, trying again: %s", _first_line(problem))
-            time.sleep(PAUSE_SECONDS)
-
-
-def _record_the_rest(tracked: TrackedRun, run: Run) -> None:
-    """The steps and the workers' environment that are in the run folder and not on record yet."""
-    client = tracked.client()
-    lines = read_lines(run.out / "metrics.jsonl")
-    if lines:
-        recorded = last_step(client, tracked.run_id)
-        rest = [line for line in lines if line["step"] > recorded]
-        log_steps(
-            client,
-            tracked.run_id,
-            (
-                (
-                    int(line["step"]),
-                    int(line["time"] * 1000),
-                    {name: value for name, value in line.items() if name not in ("step", "time")},
-                )
-                for line in rest
-            ),
-        )
-    for name in (provenance.ENVIRONMENT, "summary.html"):
-        if (run.out / name).is_file():
-            client.log_artifact(tracked.run_id, str(run.out / name))
-
-
-def register(tracked: TrackedRun, run: Run, model: Path) -> str | None:
-    """Registers the exported model and returns its version, which gets its alias where `promotion` has no objection.
-
-    A rerun finds the same version; a run that was made longer gets another.
-    """
-    name = run.recipe.records.registered_model
-    if not name:
-        return None
-    from mlflow.exceptions import MlflowException
-
-    from training.release import promotion  # it reads what this file records
-
-    client = tracked.client()
-    try:
-        client.create_registered_model(name)
-    except MlflowException as problem:
-        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    mine = [version for version in client.search_model_versions(f"name='{name}'") if version.run_id == tracked.run_id]
-    steps = str(run.recipe.optimization.steps)
-    # A run that was made longer has another model than the version of its first end; one without tags is of a session
-    # that died before it could describe it.
-    known = [version for version in mine if version.tags.get("steps", steps) == steps]
-    if known:
-        version = known[0]
-    else:
-        folder = f"model-{steps}" if mine else "model"
-        version = client.create_model_version(name, _source(client, tracked, model, folder), tracked.run_id)
-    promotion.settle(client, run, str(version.version), tracked.tracking_uri)
-    return str(version.version)
-
-
-def _source(client: MlflowClient, tracked: TrackedRun, model: Path, folder: str) -> str:
-    """Where the registry says the model is: the folder itself, or its copy on a server that cannot see the folder."""
-    if not tracked.tracking_uri.startswith("http"):
-        return str(model.resolve())
-    client.log_artifacts(tracked.run_id, str(model), folder)
-    return f"{client.get_run(tracked.run_id).info.artifact_uri}/{folder}"
-
-
 def close(tracked: TrackedRun, status: str) -> None:
     """Marks the run FINISHED, FAILED or KILLED (stopped, to go on later)."""
     tracked.client().set_terminated(tracked.run_id, status=status)
@@ -290,8 +183,9 @@ def close_early(tracked: TrackedRun, problem: BaseException) -> None:
     try:
         close(tracked, "KILLED" if stopped else "FAILED")
     except (MlflowException, OSError) as unreachable:
-        logger.warning("the MLflow run could not be marked as ended: %s", _first_line(unreachable))
+        logger.warning("the MLflow run could not be marked as ended: %s", first_line(unreachable))
 
 
-def _first_line(problem: BaseException) -> str:
+def first_line(problem: BaseException) -> str:
+    """What a log line has room for."""
     return (str(problem).splitlines() or [type(problem).__name__])[0][:200]

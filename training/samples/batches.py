@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynamictrl import conditioning, encodings, objective
-from dynamictrl.encodings import Encodings
+from dynamictrl import conditioning, objective
+from dynamictrl.samples import encodings
+from dynamictrl.samples.encodings import Encodings
 from training.samples.frozen_models import FrozenModels
 from training.samples.order import Draw
 from training.settings.clips import Clips

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynamictrl import geometry
-from dynamictrl.buckets import Bucket
 from dynamictrl.errors import ConfigError
+from dynamictrl.samples.buckets import Bucket
 from training.config import Recipe
 
 VAE_PIXELS = 8

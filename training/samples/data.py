@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from dynamictrl.buckets import Bucket, ClipShape, ranked
-from dynamictrl.encodings import EncodedBy, read_encoded_by_text
 from dynamictrl.errors import ConfigError, DatasetError
-from dynamictrl.shards import DatasetFolder, open_dataset
-from dynamictrl.windows import Masked, Window, window_starts
+from dynamictrl.samples.buckets import Bucket, ClipShape, ranked
+from dynamictrl.samples.encodings import EncodedBy, read_encoded_by_text
+from dynamictrl.samples.shards import DatasetFolder, open_dataset
+from dynamictrl.samples.windows import Masked, Window, window_starts
 from training.config import Run
 from training.samples import shard_scan
 from training.samples.order import Entry, Order
@@ -203,7 +203,7 @@ def _empty(root: Path, clips: Clips, skipped: Mapping[str, int]) -> DatasetError
 
 
 def _encoded_by(run: Run) -> EncodedBy:
-    from dynamictrl.encodings import folder_hash
+    from dynamictrl.samples.encodings import folder_hash
     from dynamictrl.weights import resolve
 
     clips = run.recipe.clips

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from dynamictrl.buckets import Bucket
+from dynamictrl.samples.buckets import Bucket
 from training.config import Recipe
 from training.planning.shapes import base_config
 from training.samples.buckets import block_flop, check_sizes, video_tokens

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from dynamictrl import encodings
-from dynamictrl.encodings import EncodedBy, Encodings
 from dynamictrl.errors import DatasetError
+from dynamictrl.samples import encodings
+from dynamictrl.samples.encodings import EncodedBy, Encodings
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from diffusers import AutoencoderKLCogVideoX
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynamictrl import conditioning, encodings, latents
-from dynamictrl.encodings import Encodings
-from dynamictrl.windows import WindowPixels
+from dynamictrl import conditioning, latents
+from dynamictrl.samples import encodings
+from dynamictrl.samples.encodings import Encodings
+from dynamictrl.samples.windows import WindowPixels
 
 
 class FrozenModels:

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from dynamictrl import encodings
-from dynamictrl.encodings import EncodedBy, Encodings
 from dynamictrl.errors import DatasetError, DynamiCtrlError
-from dynamictrl.shards import Sample, read_sample
-from dynamictrl.windows import WindowPixels, mask_encoded_reference, read_window
+from dynamictrl.samples import encodings
+from dynamictrl.samples.encodings import EncodedBy, Encodings
+from dynamictrl.samples.shards import Sample, read_sample
+from dynamictrl.samples.windows import WindowPixels, mask_encoded_reference, read_window
 from training.samples.encoding_cache import CacheKey, EncodingCache
 from training.samples.frozen_models import FrozenModels
 from training.samples.order import Draw, Order

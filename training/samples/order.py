@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from dynamictrl.buckets import Bucket
-from dynamictrl.windows import Masked, Window
+from dynamictrl.samples.buckets import Bucket
+from dynamictrl.samples.windows import Masked, Window
 from training.samples.arrangement import DRAWS, SUBSTITUTES, Arrangement, keyed
 from training.settings.clips import Clips
 

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from dynamictrl.errors import DatasetError
-from dynamictrl.shards import BLOCK, LATENTS, MEMBERS, DatasetFolder, write_json
+from dynamictrl.samples.shards import BLOCK, LATENTS, MEMBERS, DatasetFolder, write_json
 
 KEPT = ".clips.json"
 """In the run folder."""

@@ -9,7 +9,7 @@ from dynamictrl.errors import ConfigError
 from training.settings.fields import free, not_negative, positive, share
 
 if TYPE_CHECKING:
-    from dynamictrl.buckets import Bucket
+    from dynamictrl.samples.buckets import Bucket
 
 Masked = Literal["none", "background", "clothes", "mixed"]
 UsedEncodings = Literal["auto", "precomputed", "online"]
@@ -84,7 +84,7 @@ class Clips:
     @property
     def sizes(self) -> tuple[Bucket, ...]:
         """The buckets, or the one size; ConfigError for one that no base can render."""
-        from dynamictrl.buckets import Bucket, parse_bucket
+        from dynamictrl.samples.buckets import Bucket, parse_bucket
 
         named = tuple(dict.fromkeys(parse_bucket(text) for text in self.buckets))
         return named or (Bucket(self.num_frames, self.height, self.width),)

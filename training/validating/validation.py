@@ -206,7 +206,7 @@ class Validator:
             self.sampler.start(self.run, step)
 
     def _record(self) -> None:
-        """To MLflow; a server that does not answer is asked again later, at the latest by `tracking.finish`."""
+        """To MLflow; a server that does not answer is asked again later, at the latest by `registering.finish`."""
         if self.tracked is None or not self._unrecorded:
             return
         if self._recorded and time.monotonic() - self._recorded < RECORD_AGAIN_SECONDS:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.checkpoints.on_disk import Checkpoint, name_of
 from training.config import Recipe, Run
 from training.run_folder import RunFolder

@@ -21,7 +21,7 @@ from torch import Tensor
 from training.config import Recipe
 from training.engine import parallel
 from training.engine.parallel import Place
-from training.engine.step import Work, peak_tflops
+from training.engine.work import Work, peak_tflops
 from training.planning.memory import Kept
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Meter:
     def __init__(
         self, recipe: Recipe, place: Place, config: Mapping[str, Any], kept: Kept, *, num_timesteps: int, clips: int
     ):
-        """`config` is the transformer's, `kept` what its blocks leave for the backward pass (`step.kept_of`).
+        """`config` is the transformer's, `kept` what its blocks leave for the backward pass (`work.kept_of`).
 
         `num_timesteps` is the schedule's length, `clips` are those of the data set.
         """

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dynamictrl.acceleration import attention_kernels
+from dynamictrl.acceleration.attention_kernels import Choice
 from dynamictrl.errors import ConfigError
 from dynamictrl.lora import add_lora
 from dynamictrl.mini.tiny import tiny_transformer
@@ -20,8 +22,7 @@ from dynamictrl.positions import rotary_positions
 from dynamictrl.recomputation import Recompute, attention_operators
 from dynamictrl.transformer import DynamiCtrlTransformer3DModel
 from training.config import Recipe, Run
-from training.engine import acceleration, attention_kernels, float8, parallel
-from training.engine.attention_kernels import Choice
+from training.engine import acceleration, float8, parallel
 from training.engine.parallel import Place
 from training.planning.memory import Kept
 from training.recipes import tiny_on_cpu

@@ -25,7 +25,7 @@ def norms_of(run: Run) -> list[float]:
     return [line["grad_norm"] for line in read_lines(RunFolder(run.out).metrics)]
 
 
-@pytest.mark.parametrize(("zero_stage", "lora_rank"), [(2, 0), (3, 4)])
+@pytest.mark.parametrize(("zero_stage", "lora_rank"), [pytest.param(2, 0, marks=pytest.mark.exhaustive), (3, 4)])
 def test_two_workers_then_one_then_two_take_the_course_of_two(
     sessions, one_thread_recipe: Recipe, small_dataset: Path, tmp_path: Path, zero_stage: Literal[2, 3], lora_rank: int
 ):

@@ -49,7 +49,13 @@ def unbroken(sessions, tiny_model: Path, small_dataset: Path, tmp_path_factory: 
 
 @pytest.mark.parametrize(
     ("phase", "kept"),
-    [("before", 2), ("shards", 2), ("marker", 2), ("named", 4), ("pruning", 4)],
+    [
+        pytest.param("before", 2, marks=pytest.mark.exhaustive),
+        ("shards", 2),
+        ("marker", 2),
+        ("named", 4),
+        pytest.param("pruning", 4, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_kill_in_any_phase_of_a_checkpoint_changes_no_bit(
     sessions, unbroken: Run, tmp_path: Path, phase: str, kept: int

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dynamictrl.errors import DatasetError
-from dynamictrl.person_crop import crop_centre
-from dynamictrl.pose import NUM_KEYPOINTS, VISIBLE, PoseSequence
-from dynamictrl.shards import read_sample
-from dynamictrl.windows import Window, crop_pose, frame_indices, read_window, window_starts
+from dynamictrl.poses.person_crop import crop_centre
+from dynamictrl.poses.pose import NUM_KEYPOINTS, VISIBLE, PoseSequence
+from dynamictrl.samples.shards import read_sample
+from dynamictrl.samples.windows import Window, crop_pose, frame_indices, read_window, window_starts
 from training.samples.arrangement import timesteps
 from training.samples.data import build_index
 from training.samples.order import Order

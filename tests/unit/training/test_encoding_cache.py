@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamictrl.encodings import TENSORS, EncodedBy, Encodings
-from dynamictrl.windows import Window
+from dynamictrl.samples.encodings import TENSORS, EncodedBy, Encodings
+from dynamictrl.samples.windows import Window
 from training.samples.encoding_cache import CacheKey, EncodingCache
 
 KEY = CacheKey("clip0001", 3, "none")

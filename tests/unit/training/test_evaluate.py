@@ -38,7 +38,7 @@ def test_a_model_is_scored_beside_its_controls_and_only_once(
 
 
 def test_the_clip_shows_reference_poses_truth_and_both_models(tiny_model: Path, small_dataset: Path, tmp_path: Path):
-    from dynamictrl.video import read_video
+    from dynamictrl.media.video import read_video
 
     out = tmp_path / "evaluation"
     main(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dynamictrl.errors import CheckpointError, ConfigError
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.checkpoints import on_disk
 from training.config import Recipe, Run
 from training.lora import Lora

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from dynamictrl import encodings, shards
 from dynamictrl.conditioning import PromptEncoder
-from dynamictrl.encodings import EncodedBy
 from dynamictrl.errors import ConfigError, DatasetError
+from dynamictrl.media.video import encode_video
 from dynamictrl.mini.marionettes import sample_clip
-from dynamictrl.video import encode_video
-from dynamictrl.windows import read_window
+from dynamictrl.samples import encodings, shards
+from dynamictrl.samples.encodings import EncodedBy
+from dynamictrl.samples.windows import read_window
 from training.config import Recipe, Run
 from training.engine import starting_weights
 from training.engine.parallel import Place

@@ -25,7 +25,7 @@ from training.callbacks.progress import Progress, duration
 from training.callbacks.sessions import Sessions
 from training.config import Recipe, Run
 from training.engine.parallel import Place
-from training.engine.step import Work, peak_tflops
+from training.engine.work import Work, peak_tflops
 from training.planning.memory import Kept
 from training.planning.shapes import forward_flop
 from training.recipes import tiny_on_cpu

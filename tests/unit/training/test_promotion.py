@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from dynamictrl.shards import write_json
+from dynamictrl.samples.shards import write_json
 from training.config import Run
 from training.recipes import tiny_on_cpu
 from training.release import promotion
 from training.release.promotion import compare
-from training.release.tracking import TrackedRun, register
+from training.release.registering import register
+from training.release.tracking import TrackedRun
 from training.settings.records import Gate
 from training.settings.validation import Validation
 from training.validating.validation_results import Result, folder_of, results

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dynamictrl import shards
 from dynamictrl.errors import DatasetError
-from dynamictrl.shards import DatasetFolder, open_dataset
+from dynamictrl.samples import shards
+from dynamictrl.samples.shards import DatasetFolder, open_dataset
 from training.samples import shard_scan
 from training.samples.shard_scan import KEPT, keep, scan
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dynamictrl.buckets import Bucket
 from dynamictrl.errors import DatasetError
-from dynamictrl.windows import Window
+from dynamictrl.samples.buckets import Bucket
+from dynamictrl.samples.windows import Window
 from training.samples.order import Draw, Entry
 from training.samples.skipped_samples import NAME, SkippedSamples
 

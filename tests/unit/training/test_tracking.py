@@ -21,7 +21,7 @@ import pytest
 from training.__main__ import main
 from training.config import Run
 from training.recipes import RECIPES
-from training.release import provenance, tracking
+from training.release import provenance, registering, tracking
 
 ROOT = Path(__file__).parents[3]
 
@@ -90,8 +90,8 @@ def test_what_a_dead_server_missed_is_on_record_at_the_end_once(small_dataset: P
     (run.out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run.out / "model").mkdir()
 
-    assert tracking.finish(tracked, run, run.out / "model") == "1"
-    assert tracking.finish(tracked, run, run.out / "model") == "1"
+    assert registering.finish(tracked, run, run.out / "model") == "1"
+    assert registering.finish(tracked, run, run.out / "model") == "1"
 
     assert [metric.step for metric in client.get_metric_history(tracked.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
     assert client.get_run(tracked.run_id).info.status == "FINISHED"
@@ -196,7 +196,7 @@ def test_a_tracking_server_that_dies_costs_neither_training_nor_a_step_of_the_re
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 6.0)
+    monkeypatch.setattr(registering, "PATIENCE_SECONDS", 6.0)
     out = tmp_path / "run"
     command = ["tiny-on-cpu", "--data", str(small_dataset), "--out", str(out), "--base", str(tiny_model)]
     metrics = out / "metrics.jsonl"

@@ -245,9 +245,9 @@ def write_encoded(recipe: Recipe, data: Path, out: Path) -> Path:
     """The data set with encodings of each clip's first window, as `pipelines encode` writes it."""
     import shutil
 
-    from dynamictrl import encodings, shards
     from dynamictrl.conditioning import PromptEncoder
-    from dynamictrl.windows import Window, read_window
+    from dynamictrl.samples import encodings, shards
+    from dynamictrl.samples.windows import Window, read_window
     from training.engine import starting_weights
     from training.samples.frozen_models import FrozenModels
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamictrl import shards
 from dynamictrl.errors import ConfigError
+from dynamictrl.samples import shards
 from training.checkpoints import leases, on_disk
 from training.config import Recipe, Run
 from training.recipes import dynamictrl_5b, mini, tiny_on_cpu
