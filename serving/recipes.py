@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dynamictrl.acceleration import Acceleration
 from serving.config import Defaults, Service
 
 
 def production() -> Service:
     """The real model on GPUs: the registry's champion at 768x1360, one clip per GPU at a time."""
-    return Service()
+    return Service(acceleration=Acceleration(attention="auto", compile_blocks=True, float8=True, fast_vae=True))
 
 
 def mini() -> Service:

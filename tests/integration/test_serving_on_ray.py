@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ with warnings.catch_warnings():
     from openai import OpenAI
     from openai.types import Video
 
-from dynamictrl.video import read_video
+from dynamictrl.media.video import read_video
 
 # The Videos API is deprecated at OpenAI; as a de-facto standard it lives on.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -53,14 +54,15 @@ class Running:
             self.port = probe.getsockname()[1]
         words = [
             "-m", "serving", "up", "mini", "--model", self.model, "--port", self.port, "--data-folder", self.data,
-            "--defaults.width", 64, "--defaults.height", 96, "--lease-s", 3, "--drain-s", 1, "--person-check", "render"
+            "--defaults.width", 64, "--defaults.height", 96, "--lease-s", 3, "--drain-s", 1, "--person-check", "render",
+            "--max-engines", 2, "--scaling.clear-within-s", 10, "--scaling.shrink-after-s", 3600
         ]  # fmt: skip
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, words)], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
@@ -164,7 +166,7 @@ def test_a_bad_request_is_the_sdks_own_error_with_code_and_parameter(
 
 
 def test_a_failed_job_is_an_answer_and_no_exception(client: OpenAI, sent: dict[str, Any], tmp_path: Path):
-    from dynamictrl.video import write_video
+    from dynamictrl.media.video import write_video
 
     bright = read_video(sent["input_reference"].parent / "pose.mp4").frames // 2 + 128
     write_video(tmp_path / "bright.mp4", bright, 12)
@@ -216,14 +218,56 @@ def test_a_worker_that_is_killed_loses_no_job(client: OpenAI, service: Running, 
     deadline = time.monotonic() + 30
     while client.videos.retrieve(video.id).status != "in_progress" and time.monotonic() < deadline:
         time.sleep(0.05)
-    for pid in renderers(service):
+    for pid in processes(service, "ServeReplica:dynamictrl:renderer"):
         os.kill(pid, signal.SIGKILL)
     done = client.videos.poll(video.id)
     assert done.status == "completed"
 
 
-def renderers(service: Running) -> list[int]:
-    """Process ids of the model replicas: descendants of the service with their actor's name as title."""
+def test_a_burst_gets_a_second_engine(client: OpenAI, service: Running, sent: dict[str, Any]):
+    long = {"num_inference_steps": 100, "num_frames": 17}
+    videos = [client.videos.create(**with_extra(sent, seed=seed, **long)) for seed in range(8)]
+    deadline = time.monotonic() + 400
+    while warm(service) < 2:
+        assert time.monotonic() < deadline, service.log.read_text()[-3000:]
+        time.sleep(0.2)
+    assert {client.post(f"/videos/{video.id}/cancel", cast_to=Video).status for video in videos} <= {
+        "cancelled",
+        "completed",
+        "in_progress",
+    }
+    assert {client.videos.poll(video.id).status for video in videos} <= {"cancelled", "completed"}
+
+
+def warm(service: Running) -> int:
+    try:
+        with urllib.request.urlopen(f"{service.url}/readyz", timeout=5) as page:
+            return json.loads(page.read())["workers"]
+    except OSError:
+        return 0
+
+
+def test_the_death_of_dispatcher_and_ingress_costs_no_job_its_life(service: Running, sent: dict[str, Any]):
+    patient = OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=20)
+    long = with_extra(sent, num_inference_steps=60, num_frames=17)
+    videos = [patient.videos.create(**long, extra_headers={"Idempotency-Key": f"k{n}"}) for n in range(2)]
+    deadline = time.monotonic() + 60
+    while patient.videos.retrieve(videos[0].id).status != "in_progress" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for title in ("ServeReplica:dynamictrl:dispatcher", "ServeReplica:dynamictrl:ingress"):
+        for pid in processes(service, title):
+            os.kill(pid, signal.SIGKILL)
+    again = [patient.videos.create(**long, extra_headers={"Idempotency-Key": f"k{n}"}) for n in range(2)]
+    assert [video.id for video in again] == [video.id for video in videos]
+    assert [patient.videos.poll(video.id).status for video in videos] == ["completed"] * 2
+    with sqlite3.connect(service.data / "jobs.db") as store:
+        ends = "SELECT count(*) FROM video_events WHERE video_id = ? AND status = 'completed'"
+        assert [store.execute(ends, (video.id,)).fetchone() for video in videos] == [(1,), (1,)]
+    store.close()
+
+
+def processes(service: Running, name: str) -> list[int]:
+    """Process ids of one deployment's replicas: descendants of the service with their actor's name as title."""
     assert service.process is not None
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -232,7 +276,7 @@ def renderers(service: Running) -> list[int]:
             mine = str(service.data).encode() in (folder / "environ").read_bytes()
         except OSError:
             continue
-        if b"ServeReplica:dynamictrl:renderer" in title and (mine or descends(int(folder.name), service.process.pid)):
+        if name.encode() in title and (mine or descends(int(folder.name), service.process.pid)):
             found.append(int(folder.name))
     assert found
     return found

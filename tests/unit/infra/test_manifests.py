@@ -14,7 +14,9 @@ SCHEMA_FILES = {"RayJob": "ray.io_rayjobs.yaml", "RayService": "ray.io_rayservic
 
 
 def schema_for(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
-    definition = yaml.safe_load((folder / SCHEMA_FILES[manifest["kind"]]).read_text())
+    text = (folder / SCHEMA_FILES[manifest["kind"]]).read_text()
+    # Half a megabyte: PyYAML's own parser takes seconds for it.
+    definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     version = manifest["apiVersion"].split("/")[1]
     return next(v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == version)
 
@@ -40,7 +42,8 @@ def clusters(manifest: dict[str, Any]) -> dict[str, Any]:
 def test_a_manifest_fits_kuberays_schema(path: Path, shared_data: Path):
     manifest = yaml.safe_load(path.read_text())
     schema = schema_for(manifest, shared_data / "kuberay-crds")
-    jsonschema.validate(manifest["spec"], refuse_unknown_fields(schema["properties"]["spec"]))
+    closed = refuse_unknown_fields(schema["properties"]["spec"])
+    jsonschema.Draft202012Validator(closed).validate(manifest["spec"])
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
@@ -108,6 +111,47 @@ def test_the_service_names_an_application_that_exists():
     for application in applications:
         module, name = application["import_path"].split(":")
         assert callable(getattr(importlib.import_module(module), name))
+
+
+def served() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The RayService's spec, and its one application."""
+    spec = yaml.safe_load((INFRA / "kuberay" / "serve.yaml").read_text())["spec"]
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    return spec, application
+
+
+def test_the_services_settings_are_legal_and_its_deployments_are_there():
+    from ray.serve._private.build_app import build_app
+    from ray.serve.schema import ServeDeploySchema
+
+    from serving.cluster.app import build
+
+    spec, application = served()
+    ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    built = build_app(build(application["args"]), name="dynamictrl")
+    assert {row["name"] for row in application["deployments"]} <= {row.name for row in built.deployments}
+
+
+def test_no_upgrade_and_no_drain_is_shorter_than_it_must_be():
+    from serving.cluster.app import DRAIN_MARGIN_S
+
+    spec, application = served()
+    longest = float(application["args"]["longest_job_s"])
+    assert spec["rayClusterDeletionDelaySeconds"] > longest + DRAIN_MARGIN_S
+    (group,) = clusters({"spec": spec})["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    command = shlex.split(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1].split(";")[0])
+    deadline = int(command[command.index("--deadline-remaining-seconds") + 1])
+    assert deadline < pod["terminationGracePeriodSeconds"]
+
+
+def test_as_many_nodes_may_come_as_engines():
+    spec, application = served()
+    cluster = clusters({"spec": spec})
+    (group,) = cluster["workerGroupSpecs"]
+    assert cluster["enableInTreeAutoscaling"]
+    assert group["maxReplicas"] == int(application["args"]["max_engines"])
+    assert group["minReplicas"] == int(application["args"]["min_engines"])
 
 
 def test_compose_parses_and_publishes_to_loopback_only():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import metrics
+from pipelines.watching import metrics
 
 FOLDER = Path(__file__).parents[3] / "infra" / "observability"
 NAME = re.compile(rf"{metrics.PREFIX}(\w+)(?:{{([^}}]*)}})?")

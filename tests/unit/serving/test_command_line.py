@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dynamictrl.audio import Sound, add_sound, read_sound
-from dynamictrl.video import read_video
+from dynamictrl.media.audio import Sound, add_sound, read_sound
+from dynamictrl.media.video import read_video
 from serving.__main__ import main
 
 COMMON = ["--prompt", "a figure", "--num-inference-steps", "2"]

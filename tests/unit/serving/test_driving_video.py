@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
 from dynamictrl.errors import InputError
+from dynamictrl.media.video import read_video, write_video
 from dynamictrl.mini.marionettes import sample_clip
-from dynamictrl.pose_drawing import draw_pose
-from dynamictrl.video import read_video, write_video
+from dynamictrl.poses.pose_drawing import draw_pose
 from serving.__main__ import main
-from serving.api import build_api
-from serving.engine import Engine
-from serving.jobs import AnimationJob, Settings
-from serving.model_source import locate
+from serving.jobs.job import AnimationJob, Settings
 from serving.recipes import mini
+from serving.rendering.engine import Engine
+from serving.rendering.model_source import locate
+from serving.web.api import build_api
 
 SETTINGS = Settings(
     prompt="a figure", width=128, height=192, num_frames=5, fps=12.0, resample=False, num_inference_steps=1,
@@ -51,6 +52,10 @@ def engine(tiny_model: Path) -> Engine:
     return Engine(locate(str(tiny_model)), "mini/dwpose", device="cpu", threads=1)
 
 
+def poses_of(engine: Engine, job: AnimationJob, image: Image.Image) -> NDArray[np.uint8]:
+    return engine._motions.of(job, image, lambda: engine.estimator).pose_video
+
+
 def test_a_persons_image_follows_another_persons_video(engine: Engine, media: Media):
     clip = engine.animate(AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving))
     assert clip.frames.shape == (5, 192, 128, 3)
@@ -61,18 +66,18 @@ def test_the_released_way_draws_and_aligns_as_published(tiny_model: Path, media:
     job = AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving)
     image = Image.open(media.person)
     own = draw_pose(engine.estimator(np.asarray(image)[None]), 192, 128, style="released")
-    assert np.array_equal(engine._motion(job, image).pose_video[0], own[0])
+    assert np.array_equal(poses_of(engine, job, image)[0], own[0])
     assert engine.animate(job).frames.shape == (5, 192, 128, 3)
 
 
 def test_the_alignment_can_be_chosen_and_limbs_are_the_default(tiny_model: Path, media: Media, engine: Engine):
     job = AnimationJob(settings=SETTINGS, image=media.person, driving_video=media.driving)
     image = Image.open(media.person)
-    drawn = {"auto": engine._motion(job, image).pose_video}
+    drawn = {"auto": poses_of(engine, job, image)}
     for name in ("limbs", "affine", "none"):
         other = Engine(locate(str(tiny_model)), "mini/dwpose", device="cpu", threads=1, alignment=name)
         other._estimator = engine.estimator
-        drawn[name] = other._motion(job, image).pose_video
+        drawn[name] = poses_of(other, job, image)
     assert np.array_equal(drawn["auto"], drawn["limbs"])
     assert not np.array_equal(drawn["limbs"], drawn["affine"])
     # Both videos are 192x128: where nothing is aligned, poses lie where the estimator found them.

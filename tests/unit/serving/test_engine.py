@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from dynamictrl.errors import CheckpointError, ConfigError, InputError
-from serving.engine import Engine, Stopped, masked_image
-from serving.jobs import AnimationJob, Settings
-from serving.model_source import locate, public_name
-from serving.worker import sprite_sheet, write_results
+from serving.jobs.job import AnimationJob, Settings
+from serving.media.decoding import OwnFiles
+from serving.rendering.engine import Engine, Stopped, masked_image
+from serving.rendering.model_source import locate, public_name
 
 SETTINGS = Settings(
     prompt="a figure", width=64, height=96, num_frames=9, fps=12.0, resample=False, num_inference_steps=3,
@@ -40,7 +40,7 @@ def test_a_clip_has_the_asked_frames_size_and_rate(engine: Engine, job: Animatio
     assert steps[0] == ("preparing", 0, 3)
     assert [step for step in steps if step[0] == "denoising"] == [("denoising", n, 3) for n in range(4)]
     assert steps[-1] == ("decoding", 3, 3)
-    assert set(clip.stage_seconds) == {"prepare", "denoise", "decode"}
+    assert set(clip.stage_seconds) == {"prepare", "text", "encode", "denoise", "decode"}
 
 
 def test_the_same_job_gives_the_same_frames_and_another_seed_others(engine: Engine, job: AnimationJob):
@@ -73,21 +73,10 @@ def test_a_mask_blacks_out_what_is_dark_in_it(job: AnimationJob, tmp_path: Path)
     mask = np.zeros((96, 64), np.uint8)
     mask[:48] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    masked = np.asarray(masked_image(replace(job, mask=tmp_path / "mask.png")))
-    whole = np.asarray(masked_image(job))
+    masked = np.asarray(masked_image(replace(job, mask=tmp_path / "mask.png"), OwnFiles()))
+    whole = np.asarray(masked_image(job, OwnFiles()))
     assert np.array_equal(masked[:48], whole[:48])
     assert masked[48:].max() == 0
-
-
-def test_results_are_a_clip_a_thumbnail_and_a_sprite_sheet(engine: Engine, job: AnimationJob, tmp_path: Path):
-    from dynamictrl.video import read_video
-
-    clip = engine.animate(job)
-    write_results(tmp_path / "1", clip)
-    video = read_video(tmp_path / "1" / "video.mp4")
-    assert (video.frames.shape, video.fps) == ((9, 96, 64, 3), 12.0)
-    assert Image.open(tmp_path / "1" / "thumbnail.webp").size == (64, 96)
-    assert sprite_sheet(clip.frames).size == (4 * 160, 3 * 240)
 
 
 def test_a_gpu_that_is_not_there_is_a_config_error(tiny_model: Path):

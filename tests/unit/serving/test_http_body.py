@@ -3,9 +3,9 @@
 import pytest
 
 from serving.config import Limits
-from serving.http_body import Body, DataUrl, FileId, sort_fields
-from serving.http_errors import ApiError
-from serving.intake import decode_data_url
+from serving.web.http_body import Body, DataUrl, FileId, Url, sort_fields
+from serving.web.http_errors import ApiError
+from serving.web.intake import decode_data_url
 
 LIMITS = Limits(data_url_bytes=1000)
 FILE = "file_" + "0" * 32
@@ -33,6 +33,11 @@ def test_a_reference_may_be_an_object_an_id_or_a_data_url():
     assert body.media == {"input_reference": DataUrl(data), "driving_video": FileId(FILE), "mask": FileId(FILE)}
 
 
+def test_a_url_is_kept_for_the_fetcher_which_knows_what_may_be_called():
+    body = sorted_out(driving_video={"url": "https://example.com/a.mp4"}, mask="file:///etc/passwd")
+    assert body.media == {"driving_video": Url("https://example.com/a.mp4"), "mask": Url("file:///etc/passwd")}
+
+
 def test_other_servers_names_are_understood():
     body = sorted_out(control_reference=FILE, control_type="pose", video_reference={"file_id": FILE})
     assert set(body.media) == {"pose_video", "driving_video"}
@@ -44,15 +49,13 @@ def test_other_servers_names_are_understood():
     [
         ({"mask": "b'\\x89PNG'"}, "bytes_as_text", "mask"),
         ({"pose_video": "<_io.BufferedReader name='x'>"}, "bytes_as_text", "pose_video"),
-        ({"driving_video": "https://example.com/a.mp4"}, "url_not_enabled", "driving_video"),
-        ({"driving_video": {"url": "file:///etc/passwd"}}, "url_not_enabled", "driving_video"),
         ({"driving_video": "/etc/passwd"}, "bad_media_reference", "driving_video"),
         ({"driving_video": "../../etc/passwd"}, "bad_media_reference", "driving_video"),
         ({"driving_video": ["a"]}, "bad_media_reference", "driving_video"),
         ({"driving_video": {"file_id": FILE, "url": "x"}}, "bad_media_reference", "driving_video"),
         ({"driving_video": {"path": "x"}}, "bad_media_reference", "driving_video"),
         ({"mask": "data:image/png;base64," + "A" * 2000}, "data_url_too_long", "mask"),
-        ({"webhook_url": "https://example.com"}, "not_offered", "webhook_url"),
+        ({"webhook_secret": "whsec_x"}, "not_offered", "webhook_secret"),
         ({"num_steps": 3}, "unknown_parameter", "num_steps"),
         ({"control_type": "depth"}, "control_type", "control_type"),
         ({"control_reference": FILE, "pose_video": FILE}, "repeated_parameter", "pose_video"),

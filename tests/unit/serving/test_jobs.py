@@ -7,7 +7,7 @@ import pytest
 
 from dynamictrl.errors import ConfigError, InputError
 from serving.config import Defaults, Limits, Service
-from serving.jobs import AnimationJob, Settings, VideoFacts, Wish, check_wish, settle
+from serving.jobs.job import AnimationJob, Settings, VideoFacts, Wish, check_wish, settle
 from serving.recipes import RECIPES
 
 DEFAULTS, LIMITS = Defaults(width=128, height=192, num_frames=25, num_inference_steps=7), Limits()
@@ -56,7 +56,7 @@ def test_resampling_gives_more_or_fewer_frames():
     ("wish", "code"),
     [
         (Wish(prompt="p" * 5000), "prompt_too_long"),
-        (Wish(prompt="p", quality="fast"), "quality"),
+        (Wish(prompt="p", quality="sloppy"), "quality"),
         (Wish(prompt="p", width=100, height=96), "bad_size"),
         (Wish(prompt="p", width=16 * 500, height=16 * 500), "size_too_large"),
         (Wish(prompt="p", num_frames=8), "bad_num_frames"),

@@ -1,44 +1,23 @@
-"""Durable jobs: leases, fencing, restarts, idempotency. SQLite files, several stores as several processes would."""
+"""Durable jobs: leases, fencing, restarts, idempotency. Every test on SQLite and on a real PostgreSQL; several stores
+as several processes would."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
 from dynamictrl.errors import ConfigError
-from serving.database import open_database
-from serving.jobs import Settings, Status
-from serving.presence import Presence, ServedModel
-from serving.store import IdempotencyError, JobStore, Verdict, Video, new_video_id
+from serving.jobs.database import open_database
+from serving.jobs.idempotency import IdempotencyError
+from serving.jobs.job import Settings, Status
+from serving.jobs.presence import Presence, ServedModel
+from serving.jobs.store import JobStore, Verdict, Video, new_video_id
+from tests.unit.serving.conftest import Clock
 
 SETTINGS = Settings(
     prompt="p", width=64, height=96, num_frames=9, fps=12.0, resample=False, num_inference_steps=3, guidance_scale=3.0,
     seed=1
 )  # fmt: skip
 LEASE_S = 10.0
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.db'}"
-
-
-@pytest.fixture
-def store(url: str, clock: Clock) -> JobStore:
-    return JobStore(open_database(url), clock=clock)
 
 
 def add(store: JobStore, content: str = "c", key: str | None = None) -> Video:
@@ -219,4 +198,4 @@ def test_a_worker_counts_while_it_gives_signs_of_life(store: JobStore, clock: Cl
     assert presence.count() == 2
     presence.leave("w2")
     clock.now += 11
-    assert (presence.count(), presence.models()) == (0, [])
+    assert (presence.count(), presence.models()) == (0, [ServedModel("m", "1", mini=True)])

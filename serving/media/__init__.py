@@ -1,0 +1,1 @@
+"""Strangers' media: how they are fetched, looked at and limited."""
