@@ -25,13 +25,13 @@ class TrackerSize:
 
     image: int = 192
     """Pixels along a side; a multiple of 16 strides' windows, so of 96."""
-    stages: tuple[int, ...] = (32, 64, 96)
+    stages: tuple[int, ...] = (24, 48, 96)
     """Channels of the backbone's stages, at strides 2, 4 and 8."""
     blocks: tuple[int, ...] = (1, 2, 3)
     width: int = 128
     """Channels of features, decoder and object pointers."""
     decoder_layers: int = 1
-    memory_layers: int = 2
+    memory_layers: int = 1
     memories: int = 4
     """Frames in the memory, the prompted one among them."""
 

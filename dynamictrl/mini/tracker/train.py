@@ -178,7 +178,8 @@ def main() -> None:
     model.half().save_pretrained(folder)
     picture_preparation(size.image).save_pretrained(folder)
     (folder / "measured.json").write_text(json.dumps(measured, indent=1))
-    write_card(folder, settings.device, measured)
+    name = torch.cuda.get_device_name() if settings.device == "cuda" else settings.device
+    write_card(folder, name, sum(p.numel() for p in model.parameters()), measured)
     logger.info("%s", measured)
 
 
