@@ -8,6 +8,7 @@ movement alone leaves doubt, the mean pictures have to agree as only copies' do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 
@@ -39,13 +40,19 @@ in step with one another 0.992 to 0.9985."""
 VERY_LIKE = 0.97
 """Likeness from which movement is beyond doubt. Below it, the mean pictures have to be: who shares the sway of the
 camera and not the arms' movement stands otherwise; new colours change pictures and leave movement at 0.98."""
-OTHER_POSE = 0.98
-"""Correlation of the mean pictures below which edges are cut rather than a pose another: then movement decides."""
-LIKE_CUT, SAME_PICTURE_CUT = 0.88, 0.9
-"""Likeness, and correlation of the pictures, that edges cut off must leave: with many cuts tried, other takes reach
-0.86; cropped copies of the same drawn clips 0.92 and 0.95, but for a faint figure's."""
-CUT_EXPLAINS = 0.6
-"""Share of what the mean pictures differ that may be left where a cut is why they do."""
+OTHER_POSE, OTHER_EDGES = 0.98, 0.9
+"""Correlations of the mean pictures below which edges are cut rather than a pose another, and below which they must be
+found cut; between the two, only copies with edges slightly cut reach LIKE_AS_CUT."""
+LIKE_AS_CUT = 0.95
+LIKE_CUT, LIKE_CUT_IN_DOUBT, SAME_PICTURE_CUT = 0.9, 0.87, 0.9
+"""Likeness, and correlation of the pictures, that edges cut off must leave. With many cuts tried, takes of two figures
+who do the same thing in two plain rooms reach 0.92 now and then, other takes 0.86; of cropped copies three in four have
+0.92 and more. In doubt is where a copy must not be missed."""
+CUT_EXPLAINS, RINGING = 0.6, 0.003
+"""Share of what the mean pictures differ that may be left where a cut is why they do, and what may be left besides:
+cosines cut off short ring, whatever is cut. Where pictures hardly differ without any cut, that counts only if movement
+agrees by BETTER_CUT more with it."""
+BETTER_CUT = 0.01
 _CUTS = ((0.0, 0.0), (0.0, 0.05), (0.05, 0.0), (0.05, 0.05), (0.0, 0.1), (0.1, 0.0), (0.1, 0.1))
 """Shares cut off the two ends of a side that are tried."""
 _POINTS, _MARGIN, _BLUR = 8, 0.08, 2.5
@@ -123,8 +130,8 @@ def compare(
 ) -> Likeness | None:
     """How alike two videos are over at least `overlap` of the shorter one; None where they cannot be copies.
 
-    Cut edges are looked for where the similarity is not `enough` or leaves doubt. `lenient`: doubt is no reason to
-    take them for two.
+    Cut edges are looked for where the similarity is not `enough` or leaves doubt, unless more is asked for than cut
+    edges leave. `lenient`: doubt is no reason to take them for two.
     """
     need = max(SHORTEST, round(overlap * min(len(first.movement), len(second.movement))))
     if min(len(first.movement), len(second.movement)) < need:
@@ -135,16 +142,23 @@ def compare(
     mirrored, levels = second.views[view]
     pair = _shared(first.hash.levels, levels, shift)
     picture = _picture_alike(*pair, _NO_CUT)
-    doubt = OTHER_POSE <= picture < VERY_PICTURE
-    sure = picture >= SAME_PICTURE and (lenient or similarity >= VERY_LIKE or not doubt)
-    if similarity < enough or not sure:
-        moved = _alike_when_cut(pair, max(SAME_PICTURE_CUT, 1 - CUT_EXPLAINS * (1 - picture)))
-        if moved >= LIKE_CUT:
-            similarity, sure = moved, True
-    if not sure:
-        return None
+    if similarity < _needed(picture, enough, lenient=lenient):
+        moved = _alike_when_cut(pair, picture) if enough <= VERY_LIKE else -1.0
+        cut = moved >= (LIKE_CUT_IN_DOUBT if lenient else LIKE_CUT)
+        if not cut and (similarity >= enough or picture < SAME_PICTURE):
+            return None
+        similarity = moved if cut else similarity
     late = 0.5 * (view % 2)
     return Likeness(round(float(similarity), 4), len(pair[0]) / RATE, (shift - late) / RATE, mirrored)
+
+
+def _needed(picture: float, enough: float, *, lenient: bool) -> float:
+    """The likeness from which movement decides where the mean pictures agree so far; infinite where it never does."""
+    if picture >= VERY_PICTURE or (lenient and picture >= SAME_PICTURE):
+        return enough
+    if picture >= OTHER_POSE:
+        return max(enough, VERY_LIKE)
+    return max(enough, LIKE_AS_CUT) if picture >= OTHER_EDGES else math.inf
 
 
 def _best_view(a_TK: Array, second: Track, need: int) -> tuple[float, int, int]:
@@ -188,18 +202,22 @@ Cut = tuple[float, float, float, float]
 _NO_CUT: Cut = (0.0, 0.0, 0.0, 0.0)
 
 
-def _alike_when_cut(pair: tuple[Array, Array], least: float) -> float:
+def _alike_when_cut(pair: tuple[Array, Array], picture: float) -> float:
     """How alike movement is with the edges of one video cut so that movement and pictures agree most.
 
-    -1 where the mean pictures then agree less than `least`.
+    -1 where cut edges are not why the mean pictures agree only so far.
     """
     ways = [(*down, *across) for down in _CUTS for across in _CUTS]
     tried = [(whole, part, cut) for whole, part in (pair, pair[::-1]) for cut in ways]
     seen = [_picture_alike(*one) for one in tried]
+    least = max(SAME_PICTURE_CUT, 1 - CUT_EXPLAINS * (1 - picture) - RINGING)
     if max(seen) < least:
         return -1.0
     moved = [_movement_alike(*one) for one in tried]
     best = max(range(len(tried)), key=lambda i: moved[i] + seen[i])
+    # The first way is to cut nothing.
+    if picture >= OTHER_POSE and moved[best] < moved[0] + BETTER_CUT:
+        least += RINGING
     return moved[best] if seen[best] >= least else -1.0
 
 

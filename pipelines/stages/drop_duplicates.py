@@ -10,8 +10,9 @@ from dynamictrl.errors import ConfigError
 from pipelines.clip import Clip
 from pipelines.stage import Per, Stage
 
-REPEATED = 0.95
-"""Likeness from which two clips of one source are one: a loop repeats its pictures, an exercise only nearly."""
+REPEATED = 0.99
+"""Likeness from which two clips of one source are one: a loop repeats its pictures, an exercise only nearly (drawn ones
+reach 0.987)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class DropDuplicates(Stage):
     """
 
     per: ClassVar[Per] = "dataset"
+    version: ClassVar[int] = 2
 
-    similarity: float = 0.83
+    similarity: float = 0.88
     """Likeness of two clips' movement, 0 to 1, from which they are one; below 0.8 two takes may pass for one."""
     overlap: float = 0.5
     """Share of the shorter clip that both must show."""

@@ -26,6 +26,7 @@ class DropLeaks(Stage):
     """
 
     per: ClassVar[Per] = "dataset"
+    version: ClassVar[int] = 2
 
     held_out: tuple[str, ...] = ()
     """Files, folders or globs of held-out videos, or lists of their hashes (.jsonl, .parquet) that the command

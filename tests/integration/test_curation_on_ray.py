@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +53,27 @@ def recipe(videos: Path, out: Path, **fields: object) -> Curation:
     return replace(curate_mini(), videos=(str(videos),), out=str(out), **fields)  # type: ignore[arg-type]
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a data set but the work folder and the report, which says what it cost."""
+def tree(folder: Path) -> dict[str, str]:
+    """Digests of a data set's files, and of what is in its shards, but for the work folder and the report, which says
+    what it cost: where two differ, a failed test names the files and not their bytes."""
     paths = [p for p in folder.rglob("*") if p.is_file() and not {".work", "report"} & set(p.parts)]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+    digests = {}
+    for path in paths:
+        name, content = str(path.relative_to(folder)), path.read_bytes()
+        digests[name] = said(content) if path.suffix in {".json", ".jsonl", ".txt"} else sha256(content).hexdigest()
+        if path.suffix == ".tar":
+            with tarfile.open(path) as shard:
+                for member in shard:
+                    inside = shard.extractfile(member)
+                    assert inside is not None
+                    digests[f"{name}/{member.name}"] = said(inside.read())
+    return digests
+
+
+def said(content: bytes) -> str:
+    """A digest, and a text itself where it is short."""
+    text = content[:2000].decode("ascii", errors="replace")
+    return sha256(content).hexdigest() + (" " + text if text.isprintable() else "")
 
 
 def command(videos: Path, out: Path) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 _TEXT = """# mini/tracker
 
-A mask tracker of {parameters:.2f} million parameters: transformers' `Sam2VideoModel`, narrow (192 x 192 pixels, strides 2, 4
-and 8, a memory of four frames), trained from nothing by this project on *marionettes*, drawn figures whose masks are
-known. It is `mini`: it is not Meta's SAM 2 and knows nothing but marionettes. It wants a box and points on the person
-on one frame; other prompts were never trained.
+A mask tracker of {parameters:.2f} million parameters: transformers' `Sam2VideoModel`, narrow (192 x 192 pixels, strides
+2, 4 and 8, a memory of four frames), trained from nothing by this project on *marionettes*, drawn figures whose masks
+are known. It is `mini`: it is not Meta's SAM 2 and knows nothing but marionettes. It wants a box and points on the
+person on one frame; other prompts were never trained.
 
 Loaded by `dynamictrl.masks.sam_tracking.Sam2MaskTracker("mini/tracker", device="cpu")`.
 
