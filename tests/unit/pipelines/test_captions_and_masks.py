@@ -12,6 +12,7 @@ import pytest
 
 from dynamictrl.captions.captioning import Answer, Manner
 from dynamictrl.errors import ConfigError, MediaError
+from dynamictrl.mini.tracker.held_out import held_out_clip
 from dynamictrl.poses.pose import PoseSequence
 from pipelines.clip import Clip
 from pipelines.files import storage
@@ -113,6 +114,20 @@ def test_masks_that_lie_beside_the_pose_are_refused_with_their_scores(cut_clip: 
     any_mask = replace(stage, least_on_pose=0.0)
     any_mask.__dict__["tracking"] = Elsewhere()
     assert next(iter(any_mask.process(clip))).rejected == ""
+
+
+def test_the_shipped_tracker_s_masks_are_finer_than_the_skeleton_s(cut_clip: Make):
+    truth = held_out_clip(0)
+    part = slice(0, 6)
+    whole = posed(cut_clip(truth.frames[part]), truth.pose.frames(part))
+    overlap = {}
+    for tracker in ("mini/tracker", SKELETON_SEEDED):
+        (clip,) = run_local([TrackMasks(tracker=tracker, device="cpu")], [whole])
+        assert (clip.rejected, clip.models["mask"]) == ("", tracker)
+        with np.load(io.BytesIO(clip.file("mask.npz").read_bytes())) as arrays:
+            found, true = arrays["persons"] > 0, truth.persons[part] > 0
+        overlap[tracker] = (found & true).sum() / (found | true).sum()
+    assert overlap["mini/tracker"] > max(0.93, overlap[SKELETON_SEEDED])
 
 
 class Elsewhere:
