@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipelines import licences
 from pipelines.clip import Clip
 from pipelines.datasets import derived_files
 from pipelines.datasets.stage_list import stage_list
-from pipelines.files import run_folder
+from pipelines.files import claim, run_folder
 from pipelines.pipeline import Pipeline
 from pipelines.publishing import dataset_files, tombstones
 from pipelines.publishing.publication import Publication
@@ -78,7 +77,7 @@ class _Job:
     def __init__(self, recipe: str, pipeline: Pipeline, work: Path):
         self.recipe, self.pipeline, self.work = recipe, pipeline, work
         self.publication = Publication(pipeline.root, work)
-        self.run_id = uuid.uuid4().hex[:12]
+        self.run_id = claim.holder(work)
         self.source_operator = source_operator(pipeline, work, run_id=self.run_id)
         self.phases = phases.phases_of(pipeline.all_stages(), work, self.publication, run_id=self.run_id)
         self._numbers: metrics.RunMetrics | None = None

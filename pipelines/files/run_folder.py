@@ -15,7 +15,7 @@ from typing import Any
 
 from dynamictrl.errors import ConfigError
 from dynamictrl.samples.shards import SCHEMA_VERSION, write_json
-from pipelines.files import lease
+from pipelines.files import claim, lease
 from pipelines.files.lease import BusyError
 from pipelines.files.storage import Store
 
@@ -62,6 +62,8 @@ def claimed(out: str | Path, work: str | Path | None = None) -> Iterator[Path]:
             store.folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(store.folder / ".lock", store))
         held.enter_context(lease.held(store, folder))
+        # Before the sweep: a worker whose half-written file it takes is then one that may record nothing.
+        claim.take(folder)
         _sweep(store, folder)
         yield folder
 

@@ -71,7 +71,7 @@ class ClipOperator(StageGroup):
         """Records what a stage, run by somebody else, made of a clip that was `lacking`."""
         state, key = self._at(stage, clip)
         state.put(stage, key, result, seconds, 0.0)
-        self.ledger.save(clip.key, state.record)
+        self._save(self.ledger, clip.key, state.record)
 
     def _at(self, stage: Stage, clip: Clip) -> tuple[ClipState, str]:
         """A clip as it comes to a stage, and the key of what is made of it there."""
@@ -100,7 +100,7 @@ class ClipOperator(StageGroup):
                 refused = state.clip.reject(attempts.CRASHED, attempts.sentence())
                 state.put(stage, key, replace(refused, stage=stage.name), 0.0, 0.0)
                 break
-        self.ledger.save(unit.key, state.record)
+        self._save(self.ledger, unit.key, state.record)
         return state.clip
 
     def _run(self, units: Sequence[Clip]) -> list[Clip]:
@@ -109,7 +109,7 @@ class ClipOperator(StageGroup):
             self._advance(stage, key, [state for state in states if not state.clip.rejected])
         for state in states:
             if state.dirty:
-                self.ledger.save(state.clip.key, state.record)
+                self._save(self.ledger, state.clip.key, state.record)
         return [state.clip for state in states]
 
     def _advance(self, stage: Stage, stage_key: str, states: Sequence[ClipState]) -> None:
@@ -155,7 +155,7 @@ class ClipOperator(StageGroup):
         stale = state.record.results.get(stage.name)
         if stale is not None and stale.change.get("files"):
             state.record.results.pop(stage.name)
-            self.ledger.save(state.clip.key, state.record)
+            self._save(self.ledger, state.clip.key, state.record)
         reads = type(stage).reads
         for extension in state.clip.files:
             if (reads is None or extension in reads) and not state.clip.file(extension).is_file() and self.publication:

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from dynamictrl.errors import CheckpointError, DynamiCtrlError
 from pipelines.clip import Clip
+from pipelines.files import claim
 from pipelines.records import keys
+from pipelines.records.ledger import Ledger, Record
 from pipelines.stage import Stage
 from pipelines.watching.meter import Meter
 
@@ -91,6 +93,11 @@ class StageGroup:
     @property
     def folder(self) -> Path:
         return self.work / "operators" / f"{self.name}-{keys.chain_key(self.stage_keys)[:12]}"
+
+    def _save(self, ledger: Ledger, unit: str, record: Record) -> None:
+        """Records what became of a unit, unless another run has claimed the folder: then DatasetError."""
+        claim.check(self.work, self.run_id)
+        ledger.save(unit, record)
 
     @property
     def num_cpus(self) -> float:

@@ -110,7 +110,7 @@ class SourceOperator(StageGroup):
         if whole and record.find(PLAN, self._key(PLAN, unit)) is None:
             record.put(self._result(PLAN, unit, work.planned or [], Work([])))
         record.put(self._result(PLAN if self.plan_only else SOURCE, unit, work.clips, work))
-        self.ledger.save(unit.fingerprint, record)
+        self._save(self.ledger, unit.fingerprint, record)
         return self._rows(record.results[PLAN if self.plan_only else SOURCE], unit)
 
     def _attempted(self, unit: Clip, record: Record) -> Work:

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import pytest
 
-from dynamictrl.errors import CheckpointError
+from dynamictrl.errors import CheckpointError, DatasetError
 from pipelines.clip import Clip
-from pipelines.files import storage
+from pipelines.files import claim, run_folder, storage
 from pipelines.recipes import curate, curate_mini
 from pipelines.records import attempts, keys
 from pipelines.stage import Stage
@@ -75,6 +75,18 @@ class Together(Stage):
         if clip.caption == "bad":
             raise ValueError("it is bad")
         return clip.with_scores(seen=1.0)
+
+
+@dataclass(frozen=True)
+class Overtaken(Stage):
+    """While it writes a file, its driver is dead and the next run begins."""
+
+    def process(self, clip: Clip) -> Iterable[Clip]:
+        half = clip.file("weight").with_name(".weight.1.tmp")
+        half.write_bytes(b"so far")
+        with run_folder.claimed(Path(clip.work) / "set", clip.work):
+            storage.move_whole(half, clip.file("weight"))
+        yield clip.with_file("weight")
 
 
 def names(operator: ClipOperator) -> list[str]:
@@ -189,6 +201,16 @@ def test_a_clip_whose_process_died_too_often_is_refused_and_goes_alone_before_th
     assert not marker.exists()
     # Decided: the next run does not try it again.
     assert ClipOperator("clips", (Together(),), tmp_path, run_id="next").run_many(clips)[1].rejected
+
+
+def test_a_worker_that_outlives_its_run_records_nothing_that_the_next_run_did_to_it(clip: Clip, tmp_path: Path):
+    with run_folder.claimed(tmp_path / "set", tmp_path):
+        run_id = claim.holder(tmp_path)
+    operator = ClipOperator("clips", (Overtaken(),), tmp_path, run_id=run_id)
+    with pytest.raises(DatasetError, match="another run has claimed"):
+        operator.run_many([clip])
+    assert operator.recall(clip) is None
+    assert list((tmp_path / "attempts").rglob("*.*")) == []
 
 
 def test_operators_travel_to_workers_with_their_keys_and_without_what_is_a_process_own(tmp_path: Path):
