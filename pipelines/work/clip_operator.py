@@ -84,6 +84,7 @@ class ClipOperator(StageGroup):
 
     def _attempted(self, units: Sequence[Clip]) -> list[Clip]:
         """Units whose process died too often are refused; the others are worked on."""
+        self._check_claim()
         names = [unit.key for unit in units]
         if len(names) == 1 and attempts.made(self.work, self.run_id, names[0]) >= attempts.MOST:
             attempts.forget(self.work, self.run_id, names)

@@ -94,9 +94,13 @@ class StageGroup:
     def folder(self) -> Path:
         return self.work / "operators" / f"{self.name}-{keys.chain_key(self.stage_keys)[:12]}"
 
-    def _save(self, ledger: Ledger, unit: str, record: Record) -> None:
-        """Records what became of a unit, unless another run has claimed the folder: then DatasetError."""
+    def _check_claim(self) -> None:
+        """Raises DatasetError where another run has claimed the folder: this worker's driver is dead."""
         claim.check(self.work, self.run_id)
+
+    def _save(self, ledger: Ledger, unit: str, record: Record) -> None:
+        """Records what became of a unit, unless another run has claimed the folder."""
+        self._check_claim()
         ledger.save(unit, record)
 
     @property

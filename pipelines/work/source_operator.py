@@ -105,6 +105,7 @@ class SourceOperator(StageGroup):
         work = self._attempted(unit, record)
         self.meter.add(work)
         if storage.is_remote(unit.source):
+            self._check_claim()  # the next run may be reading there
             shutil.rmtree(storage.downloads(unit), ignore_errors=True)
         whole = work.planned is not None and not any(c.quarantined for c in work.clips)
         if whole and record.find(PLAN, self._key(PLAN, unit)) is None:
@@ -114,6 +115,7 @@ class SourceOperator(StageGroup):
         return self._rows(record.results[PLAN if self.plan_only else SOURCE], unit)
 
     def _attempted(self, unit: Clip, record: Record) -> Work:
+        self._check_claim()
         name = unit.fingerprint
         if attempts.made(self.work, self.run_id, name) >= attempts.MOST:
             attempts.forget(self.work, self.run_id, [name])
