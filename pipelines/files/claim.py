@@ -17,8 +17,11 @@ _NAME = "claim"
 
 
 def take(work: Path) -> str:
-    """Claims a work folder for a run that begins, under its lock and before it removes anything; returns its id."""
-    run_id = uuid.uuid4().hex[:12]
+    """Claims a work folder for a run that begins, under its lock and before it removes anything; returns its id.
+
+    Ids are numbered: a shared disk may show a worker of the new run the claim before its own for a while.
+    """
+    run_id = f"{_number(holder(work)) + 1}-{uuid.uuid4().hex[:12]}"
     storage.write_bytes(work / _NAME, run_id.encode())
     return run_id
 
@@ -32,9 +35,13 @@ def holder(work: Path) -> str:
 
 
 def check(work: Path, run_id: str) -> None:
-    """Raises DatasetError where another run has claimed the folder since; "" is nobody's id and passes."""
-    other = holder(work)
-    if run_id and other not in ("", run_id):
+    """Raises DatasetError where a later run has claimed the folder; "" is nobody's id and passes."""
+    if run_id and _number(holder(work)) > _number(run_id):
         raise DatasetError(
             f"another run has claimed {work}; what this one's worker was still doing is not recorded", code="superseded"
         )
+
+
+def _number(run_id: str) -> int:
+    number = run_id.partition("-")[0]
+    return int(number) if number.isdecimal() else 0

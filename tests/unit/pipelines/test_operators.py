@@ -211,6 +211,8 @@ def test_a_worker_that_outlives_its_run_records_nothing_that_the_next_run_did_to
         operator.run_many([clip])
     assert operator.recall(clip) is None
     assert list((tmp_path / "attempts").rglob("*.*")) == []
+    claim.check(tmp_path, claim.holder(tmp_path))
+    claim.check(tmp_path, "99-later")  # as where a shared disk still shows the claim before one's own
 
 
 def test_operators_travel_to_workers_with_their_keys_and_without_what_is_a_process_own(tmp_path: Path):
