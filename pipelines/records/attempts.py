@@ -2,8 +2,8 @@
 
 A unit's marker is a file, `OUT/.work/attempts/RUN/UNIT`, that grows by one byte when an attempt begins and is removed
 when it ends, well or badly. Only the death of the process leaves it. RUN is the id of this start of the command: when
-the driver dies its workers die with it, and the units that they held are not charged for that, as the next start has
-another id and looks into another folder.
+the driver dies its workers end soon after it, and the units that they held are not charged for that, as the next start
+has another id and looks into another folder.
 
 How an operator uses it:
 

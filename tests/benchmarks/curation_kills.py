@@ -4,7 +4,8 @@
 
 Compared with an unbroken run: clips lost and doubled, the bytes of every shard, of the manifest and of the quarantine.
 Rework is counted by the stages themselves (units that went through a stage that counts, more often than once); it may
-be one unit per worker process that died. A run that ends before it could be killed is compared, and the kills go on in
+be one unit per worker process that died. Every second kill of a driver or raylet leaves its workers alone, which go on
+for up to a minute, and the command is given again at once. A run that ends before it could be killed is compared, and the kills go on in
 a new folder; a worker's death does not end a run, so several may hit the same one.
 """
 
@@ -43,6 +44,8 @@ class Toll:
     """What happened so far."""
 
     kills: Counter[str] = field(default_factory=Counter)
+    at_once: int = 0
+    """Kills after which the command was given again beside what was left of the dead run."""
     starts: int = 0
     failed: int = 0
     """Starts that ended with an error without having been killed, as where Ray does not come up on a busy machine."""
@@ -113,7 +116,10 @@ class Trial:
             driver.wait()
         if target == "raylet":
             _wait(driver)
-        _bury(family)
+        if target != "worker" and self.dice.random() < 0.5:
+            toll.at_once += 1
+        else:
+            _bury(family)
         return True
 
 
@@ -150,7 +156,7 @@ def _end(driver: subprocess.Popen[bytes]) -> None:
 
 
 def _bury(family: list[psutil.Process]) -> None:
-    """What Ray leaves behind when it is killed ends by itself; a cluster manager would not wait longer."""
+    """Waits for what Ray leaves behind, and kills it: as a cluster manager that starts nodes anew."""
     _, alive = psutil.wait_procs(family, timeout=20)
     for process in alive:
         process.kill()
@@ -247,6 +253,7 @@ def table(toll: Toll) -> str:
     kills = ", ".join(f"{name} {count}" for name, count in sorted(toll.kills.items()))
     rows = [
         ("kills", f"{sum(toll.kills.values())} ({kills})"),
+        ("of them followed at once by the same command, beside workers of the dead run", toll.at_once),
         ("starts of the command, failed ones that were not killed", f"{toll.starts}, {toll.failed}"),
         ("data sets finished", f"{toll.folders}"),
         ("clips lost, doubled", f"{toll.lost}, {toll.doubled}"),
