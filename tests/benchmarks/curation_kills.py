@@ -5,8 +5,8 @@
 Compared with an unbroken run: clips lost and doubled, the bytes of every shard, of the manifest and of the quarantine.
 Rework is counted by the stages themselves (units that went through a stage that counts, more often than once); it may
 be one unit per worker process that died. Every second kill of a driver or raylet leaves its workers alone, which go on
-for up to a minute, and the command is given again at once. A run that ends before it could be killed is compared, and the kills go on in
-a new folder; a worker's death does not end a run, so several may hit the same one.
+for up to a minute, and the command is given again at once. A run that ends before it could be killed is compared, and
+the kills go on in a new folder; a worker's death does not end a run, so several may hit the same one.
 """
 
 from __future__ import annotations
