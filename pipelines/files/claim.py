@@ -1,8 +1,8 @@
 """Whose a work folder is: the run that claimed it last.
 
-A driver that is killed leaves workers that go on for a moment, on other nodes for some seconds. The next run sweeps
-away what they are writing, and what they then make of a missing file must not be put on record: so a worker asks,
-before it begins with a unit and before it records anything, whether the folder is still its own run's.
+A driver that is killed leaves workers that go on for up to a minute. The next run sweeps away what they are writing,
+and what they then make of a missing file must not be put on record: so a worker asks, before it begins with a unit and
+before it records anything, whether the folder is still its own run's.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Labelled: in each room one marionette does four things; each take is encoded as it is and once for every change of the
 table. Hard others: takes of one figure in one room, and stretches that follow one another in one take, where exercise
-comes round again. The stage's thresholds were chosen on rooms 0 to 165 or looked at there: others are held out.
+comes round again. The stage's thresholds were chosen on rooms 0 to 165 or seen on those to 215: others are held out.
 `--clips` adds the videos of a folder, cut every 4 s: there a stretch is a copy of nothing but its own changes. Recall:
 of the changed copies, those refused for a clip of their own original. Precision: of the clips refused, those that were
 refused so. The action "dance" is left out: drawn figures repeat it to the frame every 2 s, a loop and found as one.

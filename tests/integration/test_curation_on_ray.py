@@ -60,7 +60,7 @@ def tree(folder: Path) -> dict[str, str]:
     digests = {}
     for path in paths:
         name, content = str(path.relative_to(folder)), path.read_bytes()
-        digests[name] = said(content) if path.suffix in {".json", ".jsonl", ".txt"} else sha256(content).hexdigest()
+        digests[name] = said(content)
         if path.suffix == ".tar":
             with tarfile.open(path) as shard:
                 for member in shard:
